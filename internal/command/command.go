@@ -92,4 +92,6 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (t *tail) String() string { return string(bytes.ToValidUTF8(bytes.TrimSpace(t.buf), []byte("�"))) }
+func (t *tail) String() string {
+	return string(bytes.ToValidUTF8(bytes.TrimSpace(t.buf), []byte("�")))
+}
