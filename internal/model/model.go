@@ -80,6 +80,8 @@ type Process struct {
 type Exit struct {
 	// Crashed is true unless the VE halted in order (powered off from inside, or by Stop).
 	Crashed bool
+	// Reboot is true when the VE asked to be started again (a reboot inside a container; a vm reboots by itself).
+	Reboot bool
 	// Reason for people: "powered off", "killed by signal 9", "qemu: exit status 1: <end of its log>".
 	Reason string
 }
