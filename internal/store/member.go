@@ -1,0 +1,165 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.etcd.io/etcd/server/v3/storage/wal"
+	"go.etcd.io/raft/v3/raftpb"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"polder/api"
+)
+
+const (
+	// keepRevisions is how much history the embedded member keeps for watchers that come back. It is a number and
+	// not a time because a number needs no memory of when which revision was made, so restarts do not matter.
+	keepRevisions = "10000"
+	// snapshotCount and catchUpEntries bound how many raft entries are held in memory.
+	snapshotCount  = 2000
+	catchUpEntries = 200
+	// walSegment is the size of a preallocated file of the log; etcd keeps one ahead. Its own 64 MiB would cost every
+	// host 128 MiB of disk for a log that sees a few KiB per operation.
+	walSegment = 16 << 20
+	// maxRequest is the largest record or transaction, in bytes.
+	maxRequest = 4 << 20
+	// defragThreshold is how many MiB a defragmentation at start must free to be worth its time.
+	defragThreshold = 128
+)
+
+// setWALSegment sets etcd's process-wide variable once, before any member runs.
+var setWALSegment = sync.OnceFunc(func() { wal.SegmentSizeBytes = walSegment })
+
+// member is an etcd member in this process. It listens nowhere: the client calls it directly.
+type member struct {
+	dir    string
+	etcd   *embed.Etcd
+	client *clientv3.Client
+	lock   *os.File
+	quota  int64
+}
+
+func startMember(ctx context.Context, o Options, fail func(error)) (_ *member, err error) {
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, openError(o.Dir, err)
+	}
+	lock, err := lockDir(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			lock.Close()
+		}
+	}()
+	setWALSegment()
+	fatal := make(chan error, 1)
+	config := memberConfig(o, func(err error) {
+		select {
+		case fatal <- err: // still starting
+		default:
+		}
+		fail(err)
+	})
+	// Not in this goroutine: a fatal error makes the one that meets it stand still.
+	started := make(chan error, 1)
+	m := &member{dir: o.Dir, lock: lock, quota: o.Quota}
+	go func() {
+		etcd, err := embed.StartEtcd(config)
+		m.etcd = etcd
+		started <- err
+	}()
+	select {
+	case err = <-started:
+	case err = <-fatal:
+	}
+	if err != nil {
+		return nil, startError(o.Dir, err)
+	}
+	if err := m.awaitReady(ctx, fatal); err != nil {
+		go m.etcd.Close()
+		return nil, startError(o.Dir, err)
+	}
+	m.client = v3client.New(m.etcd.Server)
+	return m, nil
+}
+
+func startError(dir string, err error) error {
+	kind := api.KindOf(err)
+	if isDiskFull(err.Error()) {
+		return api.Errorf(api.Exhausted, "open store %q: %w: free some space on its file system, then start again; nothing is lost", dir, err)
+	}
+	return api.Errorf(kind, "open store %q: %w", dir, err)
+}
+
+func memberConfig(o Options, fatal func(error)) *embed.Config {
+	c := embed.NewConfig()
+	c.Name = "polder"
+	c.Dir = filepath.Join(o.Dir, "etcd")
+	c.ListenPeerUrls, c.ListenClientUrls, c.AdvertiseClientUrls = nil, nil, nil
+	// A member must have a peer URL. Nobody listens there as long as it is the only one.
+	c.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:2380"}}
+	c.InitialCluster = c.InitialClusterFromName(c.Name)
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(o.Log, fatal))
+	c.SnapshotCount = snapshotCount
+	c.SnapshotCatchUpEntries = catchUpEntries
+	c.MaxWalFiles = 2
+	c.MaxSnapFiles = 2
+	c.MaxRequestBytes = maxRequest
+	c.QuotaBackendBytes = o.Quota
+	c.BackendFreelistType = "map"
+	c.BootstrapDefragThresholdMegabytes = defragThreshold
+	c.AutoCompactionMode = embed.CompactorModeRevision
+	c.AutoCompactionRetention = keepRevisions
+	c.EnableGRPCGateway = false
+	return c
+}
+
+// awaitReady returns once the member leads and has published itself.
+func (m *member) awaitReady(ctx context.Context, fatal <-chan error) error {
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-m.etcd.Server.ReadyNotify():
+			return nil
+		case <-ticker.C:
+			campaign(ctx, m.etcd.Server)
+		case err := <-fatal:
+			return err
+		case err := <-m.etcd.Err():
+			return fmt.Errorf("etcd stopped: %w", err)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// campaign makes the only member of a cluster leader at once. By itself it would wait for an election timeout (a second),
+// which only makes sense where others may be leading. The message is the one by which a leader hands over.
+func campaign(ctx context.Context, server *etcdserver.EtcdServer) {
+	if server.Leader() != 0 || len(server.Cluster().Members()) != 1 {
+		return
+	}
+	id := uint64(server.MemberID())
+	_ = server.Process(ctx, &raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), To: &id, From: &id})
+}
+
+// stop blocks until the data are on disk. A member that failed can not be stopped in order; its process has to end.
+func (m *member) stop(failed bool) error {
+	if failed {
+		return nil
+	}
+	_ = m.client.Close() // its only error is that of the context it cancels
+	m.etcd.Close()
+	return m.lock.Close()
+}

@@ -1,0 +1,192 @@
+package store
+
+import (
+	"context"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"polder/api"
+)
+
+// Op is one part of a transaction, made by a Table.
+type Op struct {
+	name   string // `ve "c1"`
+	key    string
+	prefix bool          // key is the first part of many
+	expect expectation   // what must hold for the transaction to happen
+	exact  int64         // for expectExact: the revision
+	apply  []clientv3.Op // at most one
+	frees  bool          // it deletes
+	err    error         // the value could not be encoded
+}
+
+type expectation int
+
+const (
+	expectNothing expectation = iota
+	expectAbsent
+	expectPresent
+	expectExact
+)
+
+// WriteOption changes how a record is written.
+type WriteOption func(*writeOptions)
+
+type writeOptions struct {
+	lease clientv3.LeaseID
+}
+
+// WithLease makes the record vanish when the lease ends.
+func WithLease(l *Lease) WriteOption {
+	return func(o *writeOptions) { o.lease = l.id }
+}
+
+func (t *Table[T]) put(key string, value T, options []WriteOption) Op {
+	op := Op{name: t.name(key), key: t.prefix + key}
+	var o writeOptions
+	for _, option := range options {
+		option(&o)
+	}
+	text, err := t.encode(key, value)
+	if key == "" {
+		err = api.Errorf(api.Invalid, "write %s: key is empty", op.name)
+	}
+	op.err = err
+	op.apply = []clientv3.Op{clientv3.OpPut(op.key, text, clientv3.WithLease(o.lease))}
+	return op
+}
+
+// OpCreate writes a record that must not be there yet: api.Exists.
+func (t *Table[T]) OpCreate(key string, value T, options ...WriteOption) Op {
+	op := t.put(key, value, options)
+	op.expect = expectAbsent
+	return op
+}
+
+// OpPut writes a record whether it is there or not.
+func (t *Table[T]) OpPut(key string, value T, options ...WriteOption) Op {
+	return t.put(key, value, options)
+}
+
+// OpUpdate writes rec.Value over the record that rec was read from: api.Conflict when it changed, api.NotFound when it
+// was deleted.
+func (t *Table[T]) OpUpdate(rec Record[T], options ...WriteOption) Op {
+	op := t.put(rec.Key, rec.Value, options)
+	op.expect, op.exact = expectExact, rec.Revision
+	return op
+}
+
+// OpDelete deletes the record that rec was read from: api.Conflict when it changed, api.NotFound when it was deleted.
+func (t *Table[T]) OpDelete(rec Record[T]) Op {
+	op := t.OpDeleteKey(rec.Key)
+	op.expect, op.exact = expectExact, rec.Revision
+	return op
+}
+
+// OpDeleteKey deletes a record whatever is in it: api.NotFound when it is not there.
+func (t *Table[T]) OpDeleteKey(key string) Op {
+	return Op{
+		name: t.name(key), key: t.prefix + key, expect: expectPresent, frees: true,
+		apply: []clientv3.Op{clientv3.OpDelete(t.prefix + key)},
+	}
+}
+
+// OpUnchanged writes nothing; it makes the transaction depend on rec: api.Conflict when it changed, api.NotFound when it
+// was deleted.
+func (t *Table[T]) OpUnchanged(rec Record[T]) Op {
+	return Op{name: t.name(rec.Key), key: t.prefix + rec.Key, expect: expectExact, exact: rec.Revision}
+}
+
+// OpAbsent writes nothing; it makes the transaction depend on the record not being there: api.Exists.
+func (t *Table[T]) OpAbsent(key string) Op {
+	return Op{name: t.name(key), key: t.prefix + key, expect: expectAbsent}
+}
+
+// OpAbsentPrefix writes nothing; it makes the transaction depend on there being no record whose key begins with
+// keyPrefix: api.Exists.
+func (t *Table[T]) OpAbsentPrefix(keyPrefix string) Op {
+	return Op{name: t.name(keyPrefix), key: t.prefix + keyPrefix, prefix: true, expect: expectAbsent}
+}
+
+func (o Op) condition() clientv3.Cmp {
+	switch o.expect {
+	case expectAbsent:
+		c := clientv3.Compare(clientv3.CreateRevision(o.key), "=", 0)
+		if o.prefix {
+			c = c.WithPrefix() // holds for an empty range, and for no record that exists
+		}
+		return c
+	case expectPresent:
+		return clientv3.Compare(clientv3.CreateRevision(o.key), ">", 0)
+	default:
+		return clientv3.Compare(clientv3.ModRevision(o.key), "=", o.exact)
+	}
+}
+
+// check reads whether the op's expectation is what made the transaction fail.
+func (o Op) check(exists bool, modRevision int64) error {
+	switch {
+	case o.expect == expectNothing:
+		return nil
+	case o.expect == expectAbsent && exists:
+		return api.Errorf(api.Exists, "%s exists already", o.name)
+	case o.expect != expectAbsent && !exists:
+		return api.Errorf(api.NotFound, "%s not found", o.name)
+	case o.expect == expectExact && modRevision != o.exact:
+		return api.Errorf(api.Conflict, "%s was changed by somebody else meanwhile: try again", o.name)
+	}
+	return nil
+}
+
+// Txn does all of ops or none, in one write, and returns the revision that the records written now have. The error is
+// that of the first op whose expectation did not hold. There may be at most 128 ops, each for another key.
+func (s *Store) Txn(ctx context.Context, ops ...Op) (revision int64, err error) {
+	var conditions []clientv3.Cmp
+	var apply, look []clientv3.Op
+	for _, op := range ops {
+		if op.err != nil {
+			return 0, op.err
+		}
+		apply = append(apply, op.apply...)
+		if op.expect == expectNothing {
+			continue
+		}
+		conditions = append(conditions, op.condition())
+		get := []clientv3.OpOption{clientv3.WithKeysOnly(), clientv3.WithLimit(1)}
+		if op.prefix {
+			get = append(get, clientv3.WithPrefix())
+		}
+		look = append(look, clientv3.OpGet(op.key, get...))
+	}
+	err = s.request(ctx, "write "+ops[0].name, func(ctx context.Context) error {
+		done, err := s.client.Txn(ctx).If(conditions...).Then(apply...).Else(look...).Commit()
+		if err != nil {
+			return err
+		}
+		if !done.Succeeded {
+			return refusal(ops, done)
+		}
+		revision = done.Header.Revision
+		return nil
+	})
+	return revision, err
+}
+
+func refusal(ops []Op, done *clientv3.TxnResponse) error {
+	i := 0
+	for _, op := range ops {
+		if op.expect == expectNothing {
+			continue
+		}
+		found := done.Responses[i].GetResponseRange()
+		i++
+		var modified int64
+		if len(found.Kvs) > 0 {
+			modified = found.Kvs[0].ModRevision
+		}
+		if err := op.check(len(found.Kvs) > 0, modified); err != nil {
+			return err
+		}
+	}
+	return api.Errorf(api.Internal, "write %s: refused, yet all it expects holds", ops[0].name)
+}

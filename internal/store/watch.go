@@ -1,0 +1,139 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"polder/api"
+)
+
+// Change is one thing that happened to a table.
+type Change[T any] struct {
+	Key string
+	// Value is nil when the record was deleted (or its lease ended).
+	Value *T
+	// Prev is what the record was before; nil when it is new or that is not known any more.
+	Prev *T
+	// Revision of the store at which it happened. Changes of one transaction share it.
+	Revision int64
+	// Reset means that history was lost (compacted while nobody listened): forget every record known so far. It comes
+	// alone, without a key; all records that exist follow as new ones.
+	Reset bool
+	// Err says that the record Key can not be read, for example because a newer version wrote it. Value is nil then.
+	Err error
+}
+
+// Watch reports all changes from the revision `from` on (0: from now), in order. The channel is closed when ctx is done
+// or the store is closed. A slow reader loses nothing, but what waits for it is held in memory.
+func (t *Table[T]) Watch(ctx context.Context, from int64) <-chan Change[T] {
+	return t.watch(ctx, from, "", clientv3.WithPrefix())
+}
+
+// WatchKey is Watch for one record.
+func (t *Table[T]) WatchKey(ctx context.Context, key string, from int64) <-chan Change[T] {
+	return t.watch(ctx, from, key)
+}
+
+func (t *Table[T]) watch(ctx context.Context, from int64, key string, options ...clientv3.OpOption) <-chan Change[T] {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(t.store.ctx, cancel)
+	w := &watcher[T]{table: t, key: key, options: options, out: make(chan Change[T]), next: from}
+	// Opened before the first return, so that with from 0 all that the caller does after is seen.
+	changes := w.open(ctx)
+	go func() {
+		defer close(w.out)
+		defer cancel()
+		defer stop()
+		for ctx.Err() == nil {
+			w.follow(ctx, changes)
+			changes = w.open(ctx)
+		}
+	}()
+	return w.out
+}
+
+type watcher[T any] struct {
+	table   *Table[T]
+	key     string
+	options []clientv3.OpOption
+	out     chan Change[T]
+	next    int64 // revision to go on from; 0: now
+}
+
+func (w *watcher[T]) open(ctx context.Context) clientv3.WatchChan {
+	options := append([]clientv3.OpOption{clientv3.WithPrevKV(), clientv3.WithRev(w.next)}, w.options...)
+	return w.table.store.client.Watch(ctx, w.table.prefix+w.key, options...)
+}
+
+// follow passes changes on until the watch ends by itself or ctx is done.
+func (w *watcher[T]) follow(ctx context.Context, changes clientv3.WatchChan) {
+	for response := range changes {
+		if errors.Is(response.Err(), rpctypes.ErrCompacted) {
+			w.restart(ctx)
+			return
+		}
+		for _, event := range response.Events {
+			if !w.send(ctx, w.change(event)) {
+				return
+			}
+		}
+		if response.Header.Revision >= w.next && response.Err() == nil {
+			w.next = response.Header.Revision + 1
+		}
+	}
+}
+
+func (w *watcher[T]) change(event *clientv3.Event) Change[T] {
+	c := Change[T]{Key: strings.TrimPrefix(string(event.Kv.Key), w.table.prefix), Revision: event.Kv.ModRevision}
+	if event.Type == clientv3.EventTypePut {
+		if value, err := w.table.decode(c.Key, event.Kv.Value); err != nil {
+			c.Err = err
+		} else {
+			c.Value = &value
+		}
+	}
+	if event.PrevKv != nil {
+		if value, err := w.table.decode(c.Key, event.PrevKv.Value); err == nil {
+			c.Prev = &value
+		}
+	}
+	return c
+}
+
+// restart reports all records anew after history was lost.
+func (w *watcher[T]) restart(ctx context.Context) {
+	s := w.table.store
+	var found *clientv3.GetResponse
+	err := s.request(ctx, "list "+w.table.noun+" records", func(ctx context.Context) (err error) {
+		found, err = s.client.Get(ctx, w.table.prefix+w.key, w.options...)
+		return err
+	})
+	if err != nil {
+		if api.KindOf(err) != api.Cancelled {
+			s.log.Warn("watch can not list the records again", "table", w.table.noun, "error", err)
+		}
+		return // open fails the same way and brings us back
+	}
+	if !w.send(ctx, Change[T]{Reset: true, Revision: found.Header.Revision}) {
+		return
+	}
+	for _, kv := range found.Kvs {
+		if !w.send(ctx, w.change(&clientv3.Event{Type: clientv3.EventTypePut, Kv: kv})) {
+			return
+		}
+	}
+	w.next = found.Header.Revision + 1
+}
+
+func (w *watcher[T]) send(ctx context.Context, c Change[T]) bool {
+	select {
+	case w.out <- c:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
