@@ -1,0 +1,176 @@
+//go:build scenario
+
+// Package test holds the scenarios: bin/polder driven as a user would, on a lab with real parts. Run by "make test"; alone:
+//
+//	make build && go test -tags scenario -count=1 ./test
+//
+// The tests share one lab of one host and one debian/13 image; each makes and deletes its own VEs. The lab is a different one from the
+// user's (POLDER_LAB), so a lab that is up is not disturbed.
+package test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"polder/api"
+)
+
+// Where this run's lab and contexts live; set by TestMain before any test.
+const labDir = "/var/lib/polder-test"
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	config, err := os.MkdirTemp("", "polder-scenario-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(config)
+	os.Setenv("POLDER_LAB", labDir)
+	os.Setenv("XDG_CONFIG_HOME", config)
+	os.Unsetenv("POLDER_HOST")
+	before := leftovers()
+	for _, args := range [][]string{{"lab", "down"}, {"lab", "up", "--hosts", "1"}, {"image", "build", "debian/13"}} {
+		began := time.Now()
+		if r := polder(context.Background(), args...); r.code != 0 {
+			fmt.Fprintf(os.Stderr, "polder %s: exit %d\n%s%s", strings.Join(args, " "), r.code, r.out, r.err)
+			polder(context.Background(), "lab", "down")
+			return 1
+		}
+		fmt.Printf("polder %s: %.1f s\n", strings.Join(args, " "), time.Since(began).Seconds())
+	}
+	code := m.Run()
+	if r := polder(context.Background(), "lab", "down"); r.code != 0 {
+		fmt.Fprintf(os.Stderr, "lab down: %s%s", r.out, r.err)
+		return 1
+	}
+	if after := leftovers(); after != before {
+		fmt.Fprintf(os.Stderr, "--- FAIL: lab down left something behind\nbefore:\n%s\nafter:\n%s\n", before, after)
+		return 1
+	}
+	return code
+}
+
+// leftovers is what a lab could leave on the machine: processes, mounts, loop devices, links, namespaces, nft tables,
+// cgroups and files.
+func leftovers() string {
+	out, _ := exec.Command("bash", "-c", `
+		echo "processes: $(pgrep -fc "$POLDER_LAB|polder serve" )"
+		echo "mounts: $(grep -c "$POLDER_LAB" /proc/self/mountinfo)"
+		echo "loops: $(losetup -a | grep -c "$POLDER_LAB")"
+		echo "links:"; ip -o link | awk -F': ' '{print $2}' | sort
+		echo "nets:"; ip netns list | sort
+		echo "nft:"; nft list tables | sort
+		echo "cgroups:"; find $(awk '$9=="cgroup2"||$(NF-2)=="cgroup2"{print $5}' /proc/self/mountinfo | head -1) -maxdepth 1 -name '*polder*' | sort
+		echo "files:"; ls -A "$POLDER_LAB" 2>/dev/null`).Output()
+	return string(out)
+}
+
+type result struct {
+	out, err string
+	code     int
+}
+
+// polder runs the command line without a terminal.
+func polder(ctx context.Context, args ...string) result {
+	cmd := exec.CommandContext(ctx, binary(), args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return result{err: err.Error(), code: -1}
+	}
+	return result{out.String(), errs.String(), cmd.ProcessState.ExitCode()}
+}
+
+func binary() string {
+	if path := os.Getenv("POLDER_BIN"); path != "" {
+		return path
+	}
+	path, _ := filepath.Abs("../bin/polder")
+	return path
+}
+
+// must runs the command line and fails the test unless it succeeds; it gives standard output, trimmed.
+func must(t *testing.T, args ...string) string {
+	t.Helper()
+	r := polder(t.Context(), args...)
+	if r.code != 0 {
+		t.Fatalf("polder %s: exit %d\n%s%s", strings.Join(args, " "), r.code, r.out, r.err)
+	}
+	return strings.TrimSpace(r.out)
+}
+
+// refused runs the command line and fails the test unless it exits with code and one line on standard error that has text.
+func refused(t *testing.T, code int, text string, args ...string) {
+	t.Helper()
+	r := polder(t.Context(), args...)
+	line := strings.TrimSpace(r.err)
+	if r.code != code || !strings.Contains(line, text) || strings.Contains(line, "\n") {
+		t.Errorf("polder %s:\n got exit %d, %q\nwant exit %d, one line with %q", strings.Join(args, " "), r.code, line, code, text)
+	}
+}
+
+// show decodes what the command line shows as JSON.
+func show[T any](t *testing.T, args ...string) T {
+	t.Helper()
+	var v T
+	text := must(t, append(args, "-o", "json")...)
+	if err := json.Unmarshal([]byte(text), &v); err != nil {
+		t.Fatalf("polder %s -o json: %v\n%s", strings.Join(args, " "), err, text)
+	}
+	return v
+}
+
+// launch makes a VE that is deleted at the end of the test.
+func launch(t *testing.T, image, name string, flags ...string) api.VE {
+	t.Helper()
+	must(t, append([]string{"launch", image, name}, flags...)...)
+	t.Cleanup(func() { polder(context.Background(), "delete", name) })
+	return show[api.VE](t, "info", name)
+}
+
+// eventually calls check until it gives "" or time is up; the last complaint fails the test. It waits for things that happen by
+// themselves in another process, where there is nothing to block on.
+func eventually(t *testing.T, limit time.Duration, check func() string) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	for {
+		complaint := check()
+		if complaint == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after %v: %s", limit, complaint)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// booted waits until systemd in a VE says "running".
+func booted(t *testing.T, name string, limit time.Duration) {
+	t.Helper()
+	eventually(t, limit, func() string {
+		r := polder(t.Context(), "exec", name, "--", "systemctl", "is-system-running")
+		if state := strings.TrimSpace(r.out); state != "running" {
+			failed := polder(t.Context(), "exec", name, "--", "systemctl", "--failed", "--no-legend")
+			return fmt.Sprintf("%s is %q, exit %d: %s\nfailed units: %s", name, state, r.code, r.err, failed.out)
+		}
+		return ""
+	})
+}
