@@ -20,13 +20,19 @@ const (
 	StreamControl byte = 3 // a StreamMessage as JSON
 )
 
+// StreamWindow is how many bytes of standard input a client may send ahead of what StdinRead has acknowledged. It keeps
+// a command that does not read its input from holding up signals and window sizes behind it.
+const StreamWindow = 1 << 20
+
 // StreamMessage is a control message of a stream. Exactly one field is set.
 type StreamMessage struct {
-	Start  *ExecRequest `json:"start,omitempty"`  // client, first message
+	Start  *ExecRequest `json:"start,omitempty"`  // client, first message; of a console only rows and cols count
 	Resize *Resize      `json:"resize,omitempty"` // client
 	Signal string       `json:"signal,omitempty"` // client: "INT", "TERM", …
-	Exit   *int         `json:"exit,omitempty"`   // server, last message: exit code (128 + signal number when killed)
-	Error  *Problem     `json:"error,omitempty"`  // server, last message
+	// StdinRead is how many bytes of standard input have been taken in all; server, from time to time.
+	StdinRead int64    `json:"stdin_read,omitempty"`
+	Exit      *int     `json:"exit,omitempty"`  // server, last message: exit code (128 + signal number when killed)
+	Error     *Problem `json:"error,omitempty"` // server, last message
 }
 
 // Resize is a new window size in characters.
