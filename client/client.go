@@ -48,6 +48,8 @@ func New(address string) (*Client, error) {
 		MaxIdleConnsPerHost: 16,
 		IdleConnTimeout:     time.Minute,
 		DisableCompression:  true,
+		// Without an answer to Expect: 100-continue the body is sent after all.
+		ExpectContinueTimeout: 2 * time.Second,
 	}
 	c := &Client{url: address, http: &http.Client{Transport: transport}}
 	switch {
@@ -106,9 +108,17 @@ func (c *Client) send(ctx context.Context, method, path string, body io.Reader, 
 	if body != nil {
 		req.Header.Set("Content-Type", contentType)
 	}
+	if req.ContentLength < 0 || body != nil && req.GetBody == nil {
+		req.Header.Set("Expect", "100-continue") // a long body is not sent to a server that refuses it anyway
+	}
+	return c.do(req)
+}
+
+// do makes a request and turns an answer that is no success into an error.
+func (c *Client) do(req *http.Request) (*http.Response, error) {
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, c.failed(ctx, err)
+		return nil, c.failed(req.Context(), err)
 	}
 	if res.StatusCode/100 != 2 {
 		defer res.Body.Close()

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"net/url"
 
@@ -55,6 +56,20 @@ func (c *Client) Resume(ctx context.Context, name string) (api.Operation, error)
 func (c *Client) Delete(ctx context.Context, name string) (op api.Operation, err error) {
 	err = c.call(ctx, http.MethodDelete, vePath(name), nil, &op)
 	return op, err
+}
+
+// Logs writes a VE's console output to w; with follow it goes on until ctx is done.
+func (c *Client) Logs(ctx context.Context, name string, follow bool, w io.Writer) error {
+	path := vePath(name) + "/logs"
+	if follow {
+		path += "?follow=true"
+	}
+	res, err := c.send(ctx, http.MethodGet, path, nil, "")
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	return c.copy(ctx, w, res.Body)
 }
 
 func (c *Client) act(ctx context.Context, name, verb string, req any) (op api.Operation, err error) {
