@@ -91,6 +91,13 @@ func (t *Table[T]) OpDeleteKey(key string) Op {
 	}
 }
 
+// OpClear deletes a record if it is there.
+func (t *Table[T]) OpClear(key string) Op {
+	op := t.OpDeleteKey(key)
+	op.expect = expectNothing
+	return op
+}
+
 // OpUnchanged writes nothing; it makes the transaction depend on rec: api.Conflict when it changed, api.NotFound when it
 // was deleted.
 func (t *Table[T]) OpUnchanged(rec Record[T]) Op {

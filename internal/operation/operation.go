@@ -1,0 +1,101 @@
+// Package operation runs durable operations: whatever takes longer than a request.
+//
+// An operation is a list of steps, each with an undo. Before a step starts, one write to the store says so and keeps the
+// operation's state: that the step before it is done follows from it, so n steps cost n+1 writes. After a crash Recover finds
+// what was in flight and repeats the step under way or takes everything back. Steps and undos are therefore idempotent, and
+// an undo copes with a step that never ran or ran half.
+//
+//	running  --last step done-->  done
+//	running  --a step fails; cancelled-->  undoing  --all undone-->  failed | cancelled
+//
+// From the point of no return on an operation only goes forward: a step that fails is tried again until it succeeds. An undo
+// that fails is tried again in the same way; the record's error says so meanwhile, and the locks stay taken.
+//
+// Locks are records in the store, claimed in the same write that creates the operation and given up in the one that ends
+// it: they hold for all hosts and survive crashes with nothing to rebuild.
+//
+// The package owns the records "operation" and "lock". It does not know what any operation does. An Engine is safe for
+// concurrent use; each operation runs in a goroutine of its own, its steps one after the other.
+package operation
+
+import (
+	"context"
+	"log/slog"
+)
+
+// Step is one step of an operation.
+type Step[S any] struct {
+	Name string
+	// Do does the step. It is called again after a crash, so it must be idempotent. ctx ends when the operation is
+	// cancelled or the daemon stops.
+	Do func(ctx context.Context, r *Run[S]) error
+	// Undo takes Do back, also a Do that never ran or ran half. It must be idempotent too. ctx ends after UndoTimeout, and
+	// does not end when the operation is cancelled. nil: there is nothing to undo.
+	Undo func(ctx context.Context, r *Run[S]) error
+}
+
+// Policy says what Recover does with an operation that was running when the daemon died.
+type Policy int
+
+// The policies.
+const (
+	Resume Policy = iota // repeat the step under way and go on
+	Undo                 // take everything back, unless the point of no return was reached
+)
+
+// Definition is a kind of operation. S is what its steps tell each other; it must survive JSON.
+type Definition[S any] struct {
+	Kind  string
+	Steps []Step[S]
+	// PointOfNoReturn names the step from whose start on the operation only goes forward: retried, never undone, not
+	// cancelled. "": none.
+	PointOfNoReturn string
+	AfterCrash      Policy
+}
+
+// Run is one operation under way, as its steps see it.
+type Run[S any] struct {
+	ID     string
+	Target string
+	// State is kept in the store from step to step: what a step wrote here is there for the next one, and for all undos,
+	// after a crash too. What a step wrote that was cut off by a crash is not.
+	State S
+
+	x *execution // nil when a step is tested alone
+}
+
+// Progress publishes how far the step is, at most some five times a second: it is cheap to call often. Total 0 means not
+// known. Safe for concurrent use.
+func (r *Run[S]) Progress(done, total int64, unit string) {
+	if r.x != nil {
+		r.x.progress.report(done, total, unit)
+	}
+}
+
+// Result sets what the operation answers when it is done; v must survive JSON. Safe for concurrent use.
+func (r *Run[S]) Result(v any) {
+	if r.x != nil {
+		r.x.setResult(v)
+	}
+}
+
+// Log has the operation's id, kind and target as attributes.
+func (r *Run[S]) Log() *slog.Logger {
+	if r.x != nil {
+		return r.x.log
+	}
+	return slog.Default()
+}
+
+// Request says what an operation is about.
+type Request struct {
+	// Target is what the operation acts on, such as "ve/c1". It is an exclusive lock by itself. "": none.
+	Target string
+	Locks  []Lock
+}
+
+// Lock is a claim that an operation holds from its start to its end.
+type Lock struct {
+	Key    string `json:"key"`
+	Shared bool   `json:"shared,omitempty"`
+}

@@ -1,0 +1,233 @@
+package operation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"polder/api"
+	"polder/internal/store"
+)
+
+// UndoTimeout is how long one try of one Undo may take.
+const UndoTimeout = 2 * time.Minute
+
+// run does the rest of the operation, whichever state it is in; back, when set, is why it is undone.
+func (x *execution) run(back error) {
+	if x.operation().State == api.OperationRunning && back == nil {
+		if back = x.goForward(); back == nil {
+			return
+		}
+	}
+	if errors.Is(back, errAbandoned) || x.abandoned() {
+		return
+	}
+	if err := x.goBack(back); err != nil && !errors.Is(err, errAbandoned) {
+		x.log.Error("the operation can not be ended", "error", err)
+	}
+}
+
+// goForward does the step under way and all after it, and ends the operation as done. Its error is why it has to be
+// undone.
+func (x *execution) goForward() error {
+	for i := x.index(); ; i++ {
+		if err := x.doStep(i); err != nil {
+			return err
+		}
+		last := i == len(x.kind.steps)-1
+		data, err := x.steps.state()
+		if err != nil {
+			return err
+		}
+		change := func(r *record) {
+			x.finishStep(r, i)
+			if last {
+				x.finish(r, api.OperationDone)
+				return
+			}
+			now := time.Now().UTC()
+			r.Index, r.Data = i+1, data
+			r.Steps[i+1].StartedAt = &now
+		}
+		if err := x.boundary(i, last, change); err != nil || last {
+			return err
+		}
+	}
+}
+
+// boundary writes that step i is done. Before the point of no return trouble with the store, or a request to cancel, undoes
+// the operation; after it, it is tried again.
+func (x *execution) boundary(i int, last bool, change func(*record)) error {
+	var more []store.Op
+	if last {
+		more = x.releases()
+	}
+	if i >= x.kind.noReturn {
+		return x.persist(change, more...)
+	}
+	for n := 0; ; n++ {
+		err := x.write(true, change, more...)
+		if api.KindOf(err) != api.Unavailable || n == 8 { // some 5 s
+			return err
+		}
+		if !x.e.sleep(backoff(n)) {
+			return errAbandoned
+		}
+	}
+}
+
+// doStep does step i; from the point of no return on until it succeeds.
+func (x *execution) doStep(i int) error {
+	for n := 0; ; n++ {
+		err := x.try(i, x.forward, BeforeDo, AfterDo, x.steps.do)
+		if x.abandoned() {
+			return errAbandoned
+		}
+		if err == nil || i < x.kind.noReturn {
+			return err
+		}
+		x.log.Error("a step failed that can not be undone any more; trying again", "step", x.kind.steps[i], "try", n+1, "error", err)
+		if err := x.wait(n, fmt.Sprintf("step %q failed %d times, trying again: %v", x.kind.steps[i], n+1, err)); err != nil {
+			return err
+		}
+	}
+}
+
+// wait waits before the next try, and once that takes a while says why in the record.
+func (x *execution) wait(n int, trouble string) error {
+	delay := backoff(n)
+	if delay >= time.Second/2 {
+		err := x.write(false, func(r *record) { r.Trouble = trouble })
+		if err != nil && !errors.Is(err, errAbandoned) {
+			x.log.Error("the operation's trouble can not be recorded", "error", err)
+		}
+	}
+	if !x.e.sleep(delay) {
+		return errAbandoned
+	}
+	return nil
+}
+
+// try calls a Do or Undo, with the faults around it. A panic is an error like others: one bad step must not stop all VEs'
+// daemon.
+func (x *execution) try(i int, ctx context.Context, before, after Phase, f func(context.Context, int) error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			x.log.Error("a step panicked", "step", x.kind.steps[i], "panic", p, "stack", string(debug.Stack()))
+			err = api.Errorf(api.Internal, "step %q panicked: %v", x.kind.steps[i], p)
+		}
+	}()
+	if err := x.fault(i, before); err != nil {
+		return err
+	}
+	if err := f(ctx, i); err != nil {
+		return err
+	}
+	return x.fault(i, after)
+}
+
+// goBack undoes the step under way and all before it, and ends the operation. why is nil when that was recorded before.
+func (x *execution) goBack(why error) error {
+	if why != nil {
+		cause := x.cause(why)
+		x.log.Info("undoing the operation", "step", x.kind.steps[x.index()], "error", cause.Detail)
+		x.note(func(r *record) { r.State, r.Cause, r.Progress, r.Trouble = api.OperationUndoing, cause, nil, "" })
+	}
+	for i := x.index(); i >= 0; i-- {
+		if x.abandoned() {
+			return errAbandoned
+		}
+		if err := x.undoStep(i); err != nil {
+			return err
+		}
+		if i > 0 {
+			x.note(func(r *record) {
+				r.Steps[i].Undone, r.Index, r.Trouble, r.Progress = true, i-1, "", nil
+			})
+		}
+	}
+	return x.persist(func(r *record) {
+		r.Steps[0].Undone = true
+		state := api.OperationFailed
+		if r.Cause != nil && r.Cause.Kind == api.Cancelled {
+			state = api.OperationCancelled
+		}
+		x.finish(r, state)
+	}, x.releases()...)
+}
+
+// note writes how far the undoing is. When the store does not take it (a full disk, say) the undoing goes on, since it may
+// be what helps: after a crash it would be repeated. The change is kept for the next write.
+func (x *execution) note(change func(*record)) {
+	err := x.write(false, change)
+	if err == nil || errors.Is(err, errAbandoned) {
+		return
+	}
+	x.log.Error("the operation's record can not be written", "error", err)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.rec.Value = x.rec.Value.clone()
+	change(&x.rec.Value)
+}
+
+func (x *execution) undoStep(i int) error {
+	for n := 0; ; n++ {
+		err := x.undoOnce(i)
+		if x.abandoned() {
+			return errAbandoned
+		}
+		if err == nil {
+			return nil
+		}
+		x.log.Error("a step can not be undone; trying again", "step", x.kind.steps[i], "try", n+1, "error", err)
+		if err := x.wait(n, fmt.Sprintf("undoing step %q failed %d times, trying again: %v", x.kind.steps[i], n+1, err)); err != nil {
+			return err
+		}
+	}
+}
+
+func (x *execution) undoOnce(i int) error {
+	ctx, cancel := context.WithTimeout(x.e.ctx, UndoTimeout)
+	defer cancel()
+	return x.try(i, ctx, BeforeUndo, AfterUndo, x.steps.undo)
+}
+
+// cause is what the operation's record says about why it is undone.
+func (x *execution) cause(why error) *api.Problem {
+	what := x.kind.name
+	if x.target != "" {
+		what += " " + subject(x.target)
+	}
+	if errors.Is(why, errCancelAsked) || errors.Is(context.Cause(x.forward), errCancelAsked) {
+		return api.ProblemOf(api.Errorf(api.Cancelled, "%s: cancelled at step %q", what, x.kind.steps[x.index()]))
+	}
+	kind := api.KindOf(why)
+	if kind == api.Cancelled { // nobody asked: some part took its own end for the operation's
+		kind = api.Internal
+	}
+	return api.ProblemOf(api.Errorf(kind, "%s: %w", what, why))
+}
+
+func (x *execution) finishStep(r *record, i int) {
+	now := time.Now().UTC()
+	r.Steps[i].FinishedAt = &now
+	r.Progress, r.Trouble = nil, ""
+	x.resultMu.Lock()
+	r.Result = x.result
+	x.resultMu.Unlock()
+	x.progress.reset()
+}
+
+func (x *execution) finish(r *record, state api.OperationState) {
+	r.State, r.Data, r.Progress, r.Trouble = state, nil, nil, ""
+	x.progress.reset()
+}
+
+func (x *execution) releases() (ops []store.Op) {
+	for _, lock := range x.locks {
+		ops = append(ops, x.e.release(lock, x.id))
+	}
+	return ops
+}
