@@ -1,0 +1,201 @@
+// Package btrfs keeps a pool in a directory of a btrfs file system.
+//
+// A base tree is a read-only subvolume and a volume of it a snapshot; a disk is a raw file and a volume of it shares its
+// extents. Trees' limits are kept, and use is counted, by simple quotas (Linux 6.7): all that a VE writes is counted in a
+// quota group of level 1 of its own, so that subvolumes made inside the VE count too. What a snapshot shares with its
+// base is the base's.
+//
+// Clone and Delete use ioctls: starting the btrfs tool costs as much as the snapshot itself. A snapshot commits the
+// running transaction, so a volume that was returned is durable; nothing else on these ways waits for the disk.
+//
+// It needs root. Bookkeeping, concurrency and crash safety are package pooldir's.
+package btrfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"polder/api"
+	"polder/internal/storage"
+	"polder/internal/storage/pooldir"
+)
+
+// Pool is a storage.Pool.
+type Pool struct {
+	*pooldir.Pool
+	quota quota
+}
+
+var _ storage.Pool = (*Pool)(nil)
+
+// Is says whether path is on a btrfs file system.
+func Is(path string) (bool, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(path, &s); err != nil {
+		return false, fmt.Errorf("statfs %s: %w", path, err)
+	}
+	return s.Type == unix.BTRFS_SUPER_MAGIC, nil
+}
+
+// Open opens the pool at path, a directory on btrfs, and turns simple quotas on where the kernel has them.
+func Open(_ context.Context, name, path string) (*Pool, error) {
+	ok, err := Is(path)
+	if err != nil {
+		return nil, fmt.Errorf("open pool %q: %w", name, err)
+	}
+	if !ok {
+		return nil, api.Errorf(api.Unsupported, "open pool %q: %s is not on a btrfs file system: use the dir driver, or mkfs.btrfs", name, path)
+	}
+	p := &Pool{}
+	if p.Pool, err = pooldir.New(name, path, driver{p}); err != nil {
+		return nil, err
+	}
+	p.quota = openQuota(p.Path())
+	return p, nil
+}
+
+// Driver is "btrfs".
+func (p *Pool) Driver() string { return "btrfs" }
+
+// Enforces says whether simple quotas are on.
+func (p *Pool) Enforces(context.Context) (bool, string) { return p.quota.on, p.quota.why }
+
+// driver makes trees and copies for pooldir.
+type driver struct{ *Pool }
+
+func (d driver) NeedsBase(storage.Kind) bool { return false }
+
+func (d driver) Complete(*storage.Volume, string, pooldir.Meta) {}
+
+func (d driver) MakeTree(path string) error {
+	if err := createSubvolume(path); err != nil {
+		return fmt.Errorf("make subvolume %s: %w", path, err)
+	}
+	return os.Chmod(path, 0o755)
+}
+
+func (d driver) Seal(path string, kind storage.Kind) error {
+	if kind == storage.Disk {
+		return os.Chmod(path, 0o400)
+	}
+	if err := setReadOnly(path); err != nil {
+		return fmt.Errorf("make subvolume %s read-only: %w", path, err)
+	}
+	return nil
+}
+
+func (d driver) CloneTree(_ context.Context, base, dir string, meta pooldir.Meta) error {
+	if d.quota.on {
+		var limit api.Bytes
+		if meta.Size > 0 {
+			parent, err := pooldir.ReadMeta(filepath.Dir(base))
+			if err != nil {
+				return err
+			}
+			// The group counts only what the volume does not share with its base. The kernel reads a limit of 0 as none.
+			limit = max(meta.Size-parent.Size, 1)
+		}
+		var err error
+		if meta.QGroup, err = d.quota.newGroup(limit); err != nil {
+			return err
+		}
+	}
+	if err := pooldir.WriteMeta(dir, meta); err != nil {
+		if meta.QGroup != 0 {
+			_ = d.quota.remove(meta.QGroup) // nobody would know of it
+		}
+		return err
+	}
+	if err := snapshot(base, filepath.Join(dir, pooldir.TreeName), meta.QGroup); err != nil {
+		return fmt.Errorf("snapshot %s: %w", base, err)
+	}
+	return nil
+}
+
+func (d driver) CloneDisk(_ context.Context, base, dir string, meta pooldir.Meta) error {
+	return pooldir.ReflinkDisk(base, dir, meta)
+}
+
+// Purge removes all subvolumes in dir with those nested in them, then the rest. The quota group can go only when the
+// kernel has dropped the subvolumes, which it does later; until then dir stays, with nothing but its meta.
+func (d driver) Purge(_ context.Context, dir string) (bool, error) {
+	meta, err := pooldir.ReadMeta(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false, err
+	}
+	if meta.QGroup != 0 {
+		// A full group would refuse even the little that deleting writes.
+		if err := d.quota.limit(meta.QGroup, 0); err != nil && !noGroup(err) {
+			return false, err
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return true, nil
+	} else if err != nil {
+		return false, err
+	}
+	for _, e := range entries {
+		if e.Name() == "meta" {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		if err := destroyBelow(path); err != nil {
+			return false, fmt.Errorf("delete subvolumes of %s: %w", path, err)
+		}
+		if err := os.RemoveAll(path); err != nil {
+			return false, err
+		}
+	}
+	if meta.QGroup != 0 {
+		switch err := d.quota.remove(meta.QGroup); {
+		case errors.Is(err, unix.EBUSY):
+			return false, nil
+		case err != nil && !noGroup(err):
+			return false, err
+		}
+	}
+	return true, os.RemoveAll(dir)
+}
+
+// destroyBelow deletes the subvolume at path, if it is one, and all that are nested in it.
+func destroyBelow(path string) error {
+	isSubvolume, err := isSubvolumeRoot(path)
+	if err != nil || !isSubvolume {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	id, err := subvolumeID(f)
+	f.Close() // before it is destroyed
+	if err != nil {
+		return err
+	}
+	parent, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	return destroyTree(parent, id)
+}
+
+// destroyTree deletes subvolumes by id, the innermost first: no name made inside a VE is followed.
+func destroyTree(within *os.File, id uint64) error {
+	children, err := childSubvolumes(within, id)
+	if err != nil {
+		return err
+	}
+	for _, child := range children {
+		if err := destroyTree(within, child); err != nil {
+			return err
+		}
+	}
+	return destroySubvolume(within, id)
+}

@@ -1,0 +1,115 @@
+//go:build integration
+
+package dir
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"polder/api"
+	"polder/internal/command"
+	"polder/internal/storage"
+	"polder/internal/storage/storagetest"
+)
+
+func run(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if _, err := command.Run(t.Context(), nil, name, args...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fileSystem makes one in a loop file.
+func fileSystem(t *testing.T, size string, mkfs ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	image, mount := filepath.Join(dir, "image"), filepath.Join(dir, "mount")
+	run(t, "truncate", "-s", size, image)
+	run(t, mkfs[0], append(mkfs[1:], image)...)
+	if err := os.Mkdir(mount, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "mount", "-o", "loop", image, mount)
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", mount).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v: %s", err, out)
+		}
+	})
+	return mount
+}
+
+// overlay mounts a tree as whoever runs the VE does.
+func overlay(t *testing.T, v storage.Volume) (string, func()) {
+	t.Helper()
+	options := "lowerdir=" + v.Lower + ",upperdir=" + v.Upper + ",workdir=" + v.Work
+	if err := unix.Mount("overlay", v.Path, "overlay", 0, options); err != nil {
+		t.Fatal(err)
+	}
+	return v.Path, func() {
+		if err := unix.Unmount(v.Path, 0); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func conformance(t *testing.T, mount string) {
+	storagetest.Suite{
+		Open:  open,
+		Mount: overlay,
+		Dir: func(t *testing.T) string {
+			dir, err := os.MkdirTemp(mount, "pool")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return dir
+		},
+	}.Run(t)
+}
+
+func TestConformanceExt4(t *testing.T) { conformance(t, fileSystem(t, "512M", "mkfs.ext4", "-q")) }
+
+func TestConformanceTmpfs(t *testing.T) { conformance(t, poolDir(t)) }
+
+// Reflinks are tried on btrfs: the tools of xfs are not on every host, and the dir driver knows neither by name.
+func TestConformanceReflink(t *testing.T) {
+	mount := fileSystem(t, "512M", "mkfs.btrfs", "-q")
+	if p, err := Open(t.Context(), "test", mount); err != nil || !p.Reflinks() {
+		t.Fatalf("no reflinks: %v", err)
+	}
+	conformance(t, mount)
+}
+
+func TestFullPoolIsExhausted(t *testing.T) {
+	p := open(t, fileSystem(t, "64M", "mkfs.ext4", "-q"))
+	err := p.AddBase(t.Context(), "big", storage.Disk, func(_ context.Context, path string) error {
+		_, err := command.Run(t.Context(), nil, "dd", "if=/dev/zero", "of="+path, "bs=1M", "count=100")
+		return err
+	})
+	if api.KindOf(err) != api.Exhausted || !strings.Contains(err.Error(), `pool "test" is full`) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestOverlayIsRefused(t *testing.T) {
+	mount := fileSystem(t, "64M", "mkfs.ext4", "-q")
+	for _, name := range []string{"lower", "upper", "work", "merged"} {
+		if err := os.Mkdir(filepath.Join(mount, name), 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
+	merged, unmount := overlay(t, storage.Volume{Path: mount + "/merged", Lower: mount + "/lower", Upper: mount + "/upper", Work: mount + "/work"})
+	defer unmount()
+	p := open(t, merged)
+	if err := p.AddBase(t.Context(), "b", storage.Tree, func(context.Context, string) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Clone(t.Context(), "b", storage.Tree, "v", 0); api.KindOf(err) != api.Unsupported {
+		t.Errorf("got %v", err)
+	}
+}
