@@ -96,3 +96,17 @@ func subject(key string) string {
 	}
 	return fmt.Sprintf("%q", key)
 }
+
+// Held lists the keys of all locks that operations hold now, on all hosts.
+func (e *Engine) Held(ctx context.Context) (keys []string, err error) {
+	recs, err := e.locks.List(ctx)
+	for _, rec := range recs {
+		escaped := strings.Split(rec.Key, "/")[1]
+		key, err := url.PathUnescape(escaped)
+		if err != nil {
+			return nil, api.Errorf(api.Internal, "lock %q: %w", rec.Key, err)
+		}
+		keys = append(keys, key)
+	}
+	return keys, err
+}
