@@ -1,0 +1,96 @@
+package lab
+
+import (
+	"context"
+	"time"
+
+	"polder/api"
+)
+
+// Kill ends everything that runs in a host at once, as a power cut does: nothing gets to tidy up. Its disk is kept. It
+// is no error when the host is not running.
+func (l *Lab) Kill(ctx context.Context, name string) error {
+	return l.change(name, func(n int) error { return l.killHost(ctx, n) })
+}
+
+// killHost also removes what is left of a host that died by itself.
+func (l *Lab) killHost(ctx context.Context, n int) error {
+	loops := hostLoops(l.initPID(nameOf(n)))
+	dir, err := l.cgroup(nameOf(n))
+	if err != nil {
+		return err
+	}
+	if err := killCgroup(ctx, dir); err != nil {
+		return err
+	}
+	for _, d := range loops {
+		d.detach()
+	}
+	detachOrphans()
+	return l.waitPools(ctx, n)
+}
+
+// Start starts a host that was killed, with the disk that it had, and waits until its daemon answers.
+func (l *Lab) Start(ctx context.Context, name string, report Report) error {
+	return l.change(name, func(n int) error {
+		if l.initPID(name) != 0 {
+			return api.Errorf(api.Precondition, "lab host %s is running already", name)
+		}
+		lower, err := l.makeRoot(ctx, report)
+		if err != nil {
+			return err
+		}
+		if _, err := l.copyBinary(); err != nil {
+			return err
+		}
+		r, o, uplink, err := l.makeShared(ctx, report)
+		if err != nil {
+			return err
+		}
+		if err := l.makeHost(n, DefaultPoolSize); err != nil {
+			return err
+		}
+		if err := l.writeNames(r, o); err != nil {
+			return err
+		}
+		start := time.Now()
+		if err := l.startHost(ctx, r, n, lower, o, uplink); err != nil {
+			return err
+		}
+		if err := l.waitReady(ctx, n); err != nil {
+			return err
+		}
+		report("%s: up in %s", name, seconds(start))
+		return nil
+	})
+}
+
+// Cut cuts the cable between a host and the switch: the host's own link goes down.
+func (l *Lab) Cut(name string) error {
+	return l.change(name, func(n int) error { return l.setCable(n, false) })
+}
+
+// Heal mends what Cut cut.
+func (l *Lab) Heal(name string) error {
+	return l.change(name, func(n int) error { return l.setCable(n, true) })
+}
+
+// change runs f on a host of the lab, with the lab locked.
+func (l *Lab) change(name string, f func(n int) error) error {
+	if err := checkRoot(); err != nil {
+		return err
+	}
+	if _, err := l.number(name); err != nil {
+		return err
+	}
+	unlock, err := l.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	n, err := l.number(name)
+	if err != nil {
+		return err
+	}
+	return f(n)
+}

@@ -1,0 +1,170 @@
+package lab
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"polder/api"
+	"polder/internal/command"
+)
+
+// rootFormat goes up when the way a root is made changes.
+const rootFormat = 1
+
+const rootSuite = "trixie"
+
+// rootPackages are in every host's root: what `polder serve` runs, what its tests need, and what people expect.
+var rootPackages = []string{
+	"attr", "acl", "bash-completion", "btrfs-progs", "busybox-static", "ca-certificates", "crun", "curl",
+	"debian-archive-keyring", "dnsmasq-base", "dosfstools", "e2fsprogs", "fdisk", "gpg", "gpgv", "grub-common",
+	"grub-efi-amd64-bin", "grub-pc-bin", "iproute2", "iputils-ping", "kmod", "less", "mmdebstrap", "mtools", "nftables",
+	"openssh-client", "ovmf", "procps", "psmisc", "qemu-system-x86", "qemu-utils", "seabios", "squashfs-tools",
+	"squashfs-tools-ng", "systemd", "udev", "uidmap", "util-linux", "xz-utils", "zstd",
+}
+
+// rootKey names the root that rootPackages make.
+func rootKey() string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s %s", rootFormat, rootSuite, strings.Join(rootPackages, " ")))
+	return hex.EncodeToString(sum[:6])
+}
+
+// makeRoot gives the directory that every host's root is a copy-on-write child of; it builds it when the cache has none.
+// Labs that need it at the same time wait for the one that builds it.
+func (l *Lab) makeRoot(ctx context.Context, report Report) (string, error) {
+	if l.root != "" {
+		return l.root, nil
+	}
+	dir := filepath.Join(l.cache, "root", rootKey())
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	unlock, err := lockRoots(ctx, l.cache, report)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	start := time.Now()
+	report("root: building Debian 13 for the hosts in %s, once", dir)
+	if err := buildRoot(ctx, dir, report); err != nil {
+		return "", fmt.Errorf("build the root of lab hosts: %w", err)
+	}
+	report("root: built in %s", seconds(start))
+	return dir, nil
+}
+
+// lockRoots waits until nobody else builds a root.
+func lockRoots(ctx context.Context, cache string, report Report) (unlock func(), err error) {
+	if err := os.MkdirAll(filepath.Join(cache, "root"), 0o755); err != nil {
+		return nil, api.Errorf(api.Internal, "lock the cache of roots: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(cache, "root", lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, api.Errorf(api.Internal, "lock the cache of roots: %w", err)
+	}
+	for waiting := false; ; waiting = true {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			f.Close()
+			return nil, api.Errorf(api.Internal, "lock the cache of roots: %w", err)
+		}
+		if !waiting {
+			report("root: another lab is building it: waiting")
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, api.Errorf(api.Cancelled, "wait for another lab to build the root: %w", ctx.Err())
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// buildRoot makes dir, whole or not at all.
+func buildRoot(ctx context.Context, dir string, report Report) error {
+	tmp := dir + ".new"
+	if err := os.RemoveAll(tmp); err != nil {
+		return api.Errorf(api.Internal, "%w", err)
+	}
+	mirror := debianSource(machineSources())
+	args := []string{
+		// With its own pid and mount namespace it leaves nothing behind, also when this process is killed.
+		"--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc",
+		"mmdebstrap", "--mode=root", "--variant=minbase", "--include=" + strings.Join(rootPackages, ","),
+		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+		rootSuite, tmp,
+		"deb " + mirror + " " + rootSuite + " main",
+		"deb " + mirror + " " + rootSuite + "-updates main",
+		"deb " + debianMirrors[1] + " " + rootSuite + "-security main",
+	}
+	for _, tool := range []string{"mmdebstrap", "unshare"} {
+		if _, err := command.Find(tool); err != nil {
+			return err
+		}
+	}
+	// The death signal is sent when the thread ends that started the process.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	_, err := command.Command{Name: "setpriv", Args: args, Stderr: &infoLines{report: report}}.Run(ctx)
+	if err == nil {
+		err = finishRoot(tmp)
+	}
+	if err == nil {
+		err = os.Rename(tmp, dir)
+	}
+	if err != nil {
+		_ = os.RemoveAll(tmp)
+	}
+	return err
+}
+
+// finishRoot removes what must differ between hosts, and writes it all to disk before the rename makes it the root.
+func finishRoot(dir string) error {
+	for _, f := range []string{"etc/hostname", "etc/resolv.conf", "etc/machine-id", "var/lib/dbus/machine-id"} {
+		if err := os.Remove(filepath.Join(dir, f)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	syscall.Sync()
+	return nil
+}
+
+// infoLines reports the lines that mmdebstrap starts with "I: ".
+type infoLines struct {
+	report Report
+	rest   string
+}
+
+func (w *infoLines) Write(p []byte) (int, error) {
+	w.rest += string(p)
+	for {
+		line, rest, ok := strings.Cut(w.rest, "\n")
+		if !ok {
+			return len(p), nil
+		}
+		w.rest = rest
+		if text, ok := strings.CutPrefix(line, "I: "); ok {
+			w.report("root: %s", strings.TrimSpace(text))
+		}
+	}
+}
+
+func seconds(since time.Time) string {
+	return fmt.Sprintf("%.1f s", time.Since(since).Seconds())
+}

@@ -1,0 +1,252 @@
+package lab
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"polder/api"
+)
+
+// Report tells the user about a step, as it happens: a line without its end.
+type Report func(format string, args ...any)
+
+// UpOptions say what Up makes.
+type UpOptions struct {
+	Hosts    int       // how many there shall be at least; 0: 1
+	PoolSize api.Bytes // of new hosts; 0: DefaultPoolSize
+	Report   Report    // nil: silence
+}
+
+// HostState is what a lab host does.
+type HostState string
+
+// The states.
+const (
+	HostRunning HostState = "running"
+	HostCut     HostState = "cut"     // running, its cable to the switch is cut
+	HostStopped HostState = "stopped" // killed; its disk is kept
+)
+
+// Host is one host of a lab.
+type Host struct {
+	Name    string    `json:"name"`
+	State   HostState `json:"state"`
+	PID     int       `json:"pid"` // of the host's PID 1, on the machine; 0: not running
+	Address string    `json:"address"`
+	Socket  string    `json:"socket"`
+	Log     string    `json:"log"`
+}
+
+// URL is what the command line and other clients reach the host's daemon by.
+func (h Host) URL() string { return "unix://" + h.Socket }
+
+// Up makes a lab, or what is missing of it, and waits until the daemons answer: hosts that were killed are started, and
+// more are added when there are fewer than asked for. When it fails or ctx ends it, hosts that it added are removed
+// again, and the lab as a whole when it made it. Errors: api.Conflict while another command changes the lab.
+func (l *Lab) Up(ctx context.Context, o UpOptions) ([]Host, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkRoot(); err != nil {
+		return nil, err
+	}
+	unlock, err := l.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	before, err := l.hostNumbers()
+	if err != nil {
+		return nil, err
+	}
+	if err := l.up(ctx, o); err != nil {
+		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		if err2 := l.undoUp(cleanup, before); err2 != nil {
+			return nil, api.Errorf(api.KindOf(err), "%w; and afterwards: %v", err, err2)
+		}
+		return nil, err
+	}
+	return l.List()
+}
+
+func (o UpOptions) withDefaults() (UpOptions, error) {
+	if o.Hosts == 0 {
+		o.Hosts = 1
+	}
+	if o.PoolSize == 0 {
+		o.PoolSize = DefaultPoolSize
+	}
+	if o.Report == nil {
+		o.Report = func(string, ...any) {}
+	}
+	if o.Hosts < 1 || o.Hosts > MaxHosts {
+		return o, api.Errorf(api.Invalid, "%d lab hosts: want 1 to %d", o.Hosts, MaxHosts)
+	}
+	if o.PoolSize < leastPoolSize {
+		return o, api.Errorf(api.Invalid, "pool size %s: want %s or more", o.PoolSize, leastPoolSize)
+	}
+	return o, nil
+}
+
+func checkRoot() error {
+	if os.Geteuid() != 0 {
+		return api.Errorf(api.Precondition, "change a lab: it takes root; try: sudo polder lab …")
+	}
+	return nil
+}
+
+func (l *Lab) up(ctx context.Context, o UpOptions) error {
+	lower, err := l.makeRoot(ctx, o.Report)
+	if err != nil {
+		return err
+	}
+	changed, err := l.copyBinary()
+	if err != nil {
+		return err
+	}
+	r, out, uplink, err := l.makeShared(ctx, o.Report)
+	if err != nil {
+		return err
+	}
+	for n := 1; n <= o.Hosts; n++ {
+		if err := l.makeHost(n, o.PoolSize); err != nil {
+			return err
+		}
+	}
+	if err := l.writeNames(r, out); err != nil {
+		return err
+	}
+	all, err := l.hostNumbers()
+	if err != nil {
+		return err
+	}
+	for _, n := range all {
+		if err := l.bringUp(ctx, r, n, lower, out, uplink, changed, o.Report); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeShared makes what is missing of all that the hosts have in common.
+func (l *Lab) makeShared(ctx context.Context, report Report) (*record, outside, bool, error) {
+	none := outside{}
+	r, err := l.readRecord()
+	if err == nil && r == nil {
+		r, err = l.makeRecord()
+	}
+	if err != nil {
+		return nil, none, false, err
+	}
+	if err := os.MkdirAll(l.Shared(), 0o755); err != nil {
+		return nil, none, false, api.Errorf(api.Internal, "make the lab's shared directory: %w", err)
+	}
+	if err := l.makeCgroup(r); err != nil {
+		return nil, none, false, err
+	}
+	if err := l.makeSwitch(); err != nil {
+		return nil, none, false, err
+	}
+	out := findOutside(ctx)
+	uplink, err := l.makeUplink(ctx, r, out)
+	if err != nil {
+		return nil, none, false, err
+	}
+	if !uplink {
+		report("switch: no Debian mirror can be found from here: hosts have no way out")
+	}
+	return r, out, uplink, nil
+}
+
+// bringUp gets one host to the point where its daemon answers.
+func (l *Lab) bringUp(ctx context.Context, r *record, n int, lower string, o outside, uplink, changed bool, report Report) error {
+	start := time.Now()
+	name := nameOf(n)
+	if pid := l.initPID(name); pid != 0 {
+		if err := l.connect(r, n, pid, uplink); err != nil {
+			return err
+		}
+		if changed {
+			if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
+				return api.Errorf(api.Internal, "restart the daemon of lab host %s: %w", name, err)
+			}
+			report("%s: is running; its daemon is restarted, the program is a new one", name)
+		} else {
+			report("%s: is running", name)
+		}
+		return l.waitReady(ctx, n)
+	}
+	if err := l.startHost(ctx, r, n, lower, o, uplink); err != nil {
+		return err
+	}
+	if err := l.waitReady(ctx, n); err != nil {
+		return err
+	}
+	report("%s: up in %s", name, seconds(start))
+	return nil
+}
+
+// undoUp removes the hosts that were not there before, or the whole lab when there were none.
+func (l *Lab) undoUp(ctx context.Context, before []int) error {
+	if len(before) == 0 {
+		return l.remove(ctx)
+	}
+	was := map[int]bool{}
+	for _, n := range before {
+		was[n] = true
+	}
+	now, err := l.hostNumbers()
+	if err != nil {
+		return err
+	}
+	for _, n := range now {
+		if was[n] {
+			continue
+		}
+		if err := l.killHost(ctx, n); err != nil {
+			return err
+		}
+		if err := os.RemoveAll(l.path(nameOf(n))); err != nil {
+			return api.Errorf(api.Internal, "remove lab host %s: %w", nameOf(n), err)
+		}
+	}
+	return nil
+}
+
+// List gives the lab's hosts in order; none when there is no lab. Whether the daemons answer it does not ask.
+func (l *Lab) List() ([]Host, error) {
+	if err := l.check(); err != nil {
+		return nil, err
+	}
+	numbers, err := l.hostNumbers()
+	if err != nil {
+		return nil, err
+	}
+	r, err := l.readRecord()
+	if err != nil {
+		return nil, err
+	}
+	cut := l.cablesCut()
+	hosts := []Host{}
+	for _, n := range numbers {
+		h := Host{Name: nameOf(n), State: HostStopped, PID: l.initPID(nameOf(n)), Socket: l.socket(n)}
+		h.Log = filepath.Join(l.path(nameOf(n)), "log", daemonLog)
+		if r != nil {
+			v4, _ := r.address(n)
+			h.Address = v4.Addr().String()
+		}
+		switch {
+		case h.PID != 0 && cut[h.Name]:
+			h.State = HostCut
+		case h.PID != 0:
+			h.State = HostRunning
+		}
+		hosts = append(hosts, h)
+	}
+	return hosts, nil
+}
