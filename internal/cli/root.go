@@ -34,13 +34,39 @@ func newRootCommand(a *app) *cobra.Command {
 		&cobra.Group{ID: groupThings, Title: "Images, storage, networks, operations:"},
 		&cobra.Group{ID: groupMachine, Title: "This machine and the cluster:"},
 	)
-	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetHelpCommandGroupID(groupMachine)
+	root.SetCompletionCommandGroupID(groupMachine)
 	// One line a command. The developers of the daemon, the doctor and the lab add newServeCommand(a), newDoctorCommand(a)
 	// and newLabCommand(a) to the groupMachine list below, each from a file of its own.
+	inGroup(root, groupVE,
+		newLaunchCommand(a),
+		newListCommand(a),
+		newInfoCommand(a),
+		newStartCommand(a),
+		newStopCommand(a),
+		newRestartCommand(a),
+		newPauseCommand(a),
+		newResumeCommand(a),
+		newDeleteCommand(a),
+		newExecCommand(a),
+		newConsoleCommand(a),
+		newLogsCommand(a),
+		newCpCommand(a),
+	)
+	inGroup(root, groupThings,
+		newImageCommand(a),
+		newNetworkCommand(a),
+		newPoolCommand(a),
+		newVolumeCommand(a),
+		newOpCommand(a),
+		newEventsCommand(a),
+	)
 	inGroup(root, groupMachine,
+		newHostCommand(a),
 		newContextCommand(a),
 		newVersionCommand(a),
 	)
+	root.AddCommand(newManCommand(a))
 	return root
 }
 
