@@ -45,7 +45,8 @@ type member struct {
 	etcd   *embed.Etcd
 	client *clientv3.Client
 	lock   *os.File
-	quota  int64
+	quota  quota
+	space  *space
 }
 
 func startMember(ctx context.Context, o Options, fail func(error)) (_ *member, err error) {
@@ -72,7 +73,13 @@ func startMember(ctx context.Context, o Options, fail func(error)) (_ *member, e
 	})
 	// Not in this goroutine: a fatal error makes the one that meets it stand still.
 	started := make(chan error, 1)
-	m := &member{dir: o.Dir, lock: lock, quota: o.Quota}
+	m := &member{dir: o.Dir, lock: lock, space: newSpace(o.Dir)}
+	m.quota.member, m.quota.limit = m, api.Bytes(o.Quota)
+	if _, err := os.Stat(config.Dir); err != nil { // one that is there can start with hardly any room
+		if err := m.space.admit(ctx, fmt.Sprintf("make store %q", o.Dir), true); err != nil {
+			return nil, err
+		}
+	}
 	go func() {
 		etcd, err := embed.StartEtcd(config)
 		m.etcd = etcd
@@ -115,7 +122,7 @@ func memberConfig(o Options, fatal func(error)) *embed.Config {
 	c.MaxWalFiles = 2
 	c.MaxSnapFiles = 2
 	c.MaxRequestBytes = maxRequest
-	c.QuotaBackendBytes = o.Quota
+	c.QuotaBackendBytes = hardQuota * o.Quota
 	c.BackendFreelistType = "map"
 	c.BootstrapDefragThresholdMegabytes = defragThreshold
 	c.AutoCompactionMode = embed.CompactorModeRevision
@@ -152,6 +159,14 @@ func campaign(ctx context.Context, server *etcdserver.EtcdServer) {
 	}
 	id := uint64(server.MemberID())
 	_ = server.Process(ctx, &raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), To: &id, From: &id})
+}
+
+// admit says whether there is room for a write; creates: it makes new records.
+func (m *member) admit(ctx context.Context, what string, creates bool) error {
+	if err := m.space.admit(ctx, what, creates); err != nil {
+		return err
+	}
+	return m.quota.admit(ctx, what, creates)
 }
 
 // stop blocks until the data are on disk. A member that failed can not be stopped in order; its process has to end.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"slices"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -165,7 +166,13 @@ func (s *Store) Txn(ctx context.Context, ops ...Op) (revision int64, err error) 
 		}
 		look = append(look, clientv3.OpGet(op.key, get...))
 	}
-	err = s.request(ctx, "write "+ops[0].name, func(ctx context.Context) error {
+	what := "write " + ops[0].name
+	if s.member != nil && !onlyFree(ops) {
+		if err := s.member.admit(ctx, what, creates(ops)); err != nil {
+			return 0, err
+		}
+	}
+	err = s.request(ctx, what, func(ctx context.Context) error {
 		done, err := s.client.Txn(ctx).If(conditions...).Then(apply...).Else(look...).Commit()
 		if err != nil {
 			return err
@@ -177,6 +184,16 @@ func (s *Store) Txn(ctx context.Context, ops ...Op) (revision int64, err error) 
 		return nil
 	})
 	return revision, err
+}
+
+// onlyFree says whether the transaction writes nothing but deletions.
+func onlyFree(ops []Op) bool {
+	return !slices.ContainsFunc(ops, func(op Op) bool { return len(op.apply) > 0 && !op.frees })
+}
+
+// creates says whether the transaction makes new records. A Put may or may not; it is taken for a change.
+func creates(ops []Op) bool {
+	return slices.ContainsFunc(ops, func(op Op) bool { return len(op.apply) > 0 && op.expect == expectAbsent })
 }
 
 func refusal(ops []Op, done *clientv3.TxnResponse) error {
