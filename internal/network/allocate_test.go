@@ -66,7 +66,7 @@ func checkLease(t *rapid.T, cfg Config, l Lease) {
 	switch {
 	case l.IPv4.Masked() != cfg.IPv4.Masked() || l.IPv6.Masked() != cfg.IPv6.Masked():
 		t.Fatalf("lease %v is outside %s, %s", l, cfg.IPv4, cfg.IPv6)
-	case v4 == cfg.IPv4.Addr(), v4 == cfg.IPv4.Masked().Addr(), v4 == lastAddr(cfg.IPv4), v6 == cfg.IPv6.Addr(), v6 == cfg.IPv6.Masked().Addr():
+	case v4 == cfg.IPv4.Addr(), v4 == cfg.IPv4.Masked().Addr(), !cfg.IPv4.Contains(v4.Next()), v6 == cfg.IPv6.Addr(), v6 == cfg.IPv6.Masked().Addr():
 		t.Fatalf("lease %v is a special address of %s, %s", l, cfg.IPv4, cfg.IPv6)
 	}
 	mac, err := net.ParseMAC(l.MAC)

@@ -109,5 +109,5 @@ func overlapping(p netip.Prefix, taken []netip.Prefix) *netip.Prefix {
 
 // lastAddr is the last address of an IPv4 prefix: its broadcast address.
 func lastAddr(p netip.Prefix) netip.Addr {
-	return addr4(number4(p.Masked().Addr()) | 1<<(32-p.Bits()) - 1)
+	return addr4(number4(p.Masked().Addr()) + 1<<(32-p.Bits()) - 1)
 }
