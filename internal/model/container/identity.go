@@ -1,0 +1,115 @@
+package container
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"polder/internal/model"
+)
+
+// writeIdentity writes into the VE's tree what makes it this VE and no other: name, addresses, resolver, machine id, and
+// cloud-init's data. It is done at every start, before the network is there.
+func writeIdentity(ve model.Spec, root string) error {
+	t, err := openTree(root)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	return asRootOf(ve.IDBase, func() error {
+		for _, file := range identity(ve) {
+			if err := t.write(file.name, []byte(file.content), file.mode); err != nil {
+				return fmt.Errorf("write identity of ve %q: %w", ve.Name, err)
+			}
+		}
+		return nil
+	})
+}
+
+type identityFile struct {
+	name, content string
+	mode          uint32
+}
+
+func identity(ve model.Spec) []identityFile {
+	files := []identityFile{
+		{"/etc/hostname", ve.Name + "\n", 0o644},
+		{"/etc/hosts", hosts(ve), 0o644},
+	}
+	if resolver := resolvConf(ve); resolver != "" {
+		files = append(files, identityFile{"/etc/resolv.conf", resolver, 0o644})
+	}
+	if ve.App != nil {
+		return files
+	}
+	files = append(files,
+		identityFile{"/etc/machine-id", strings.ReplaceAll(ve.ID, "-", "") + "\n", 0o444},
+		// A service's pressure watch is a bind mount and a kernel trigger that a live move cannot carry.
+		identityFile{"/etc/systemd/system.conf.d/50-polder.conf", "# Written by Polder: makes this system movable while it runs.\n[Manager]\nDefaultMemoryPressureWatch=off\n", 0o644},
+	)
+	if ve.CloudInit.UserData != "" {
+		const seed = "/var/lib/cloud/seed/nocloud/"
+		files = append(files,
+			identityFile{seed + "user-data", ve.CloudInit.UserData, 0o600},
+			identityFile{seed + "meta-data", ve.CloudInit.MetaData, 0o600})
+		if ve.CloudInit.NetworkConfig != "" {
+			files = append(files, identityFile{seed + "network-config", ve.CloudInit.NetworkConfig, 0o600})
+		}
+	}
+	return files
+}
+
+func hosts(ve model.Spec) string {
+	var b strings.Builder
+	b.WriteString("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\nff02::1 ip6-allnodes\nff02::2 ip6-allrouters\n")
+	own := 0
+	for _, nic := range ve.NICs {
+		for _, address := range nic.Addresses {
+			fmt.Fprintf(&b, "%s %s\n", address.Addr(), qualified(ve.Name, nic.Domain))
+			own++
+		}
+	}
+	if own == 0 {
+		fmt.Fprintf(&b, "127.0.1.1 %s\n", ve.Name)
+	}
+	return b.String()
+}
+
+func qualified(name, domain string) string {
+	if domain == "" {
+		return name
+	}
+	return name + "." + domain + " " + name
+}
+
+// resolvConf is empty when no network has a resolver: then what the image brought along stays.
+func resolvConf(ve model.Spec) string {
+	var servers, search strings.Builder
+	for _, nic := range ve.NICs {
+		for _, address := range nic.DNS {
+			fmt.Fprintf(&servers, "nameserver %s\n", address)
+		}
+		if nic.Domain != "" {
+			search.WriteString(" " + nic.Domain)
+		}
+	}
+	if servers.Len() == 0 || search.Len() == 0 {
+		return servers.String()
+	}
+	return "search" + search.String() + "\n" + servers.String()
+}
+
+// checkSpec refuses what would not be safe to write into files line by line, or to map.
+func checkSpec(ve model.Spec) error {
+	switch {
+	case ve.Root.Tree == "":
+		return errors.New("the volume is not a tree")
+	case strings.ContainsAny(ve.Name, "\n \t/") || ve.Name == "":
+		return fmt.Errorf("the name %q is no host name", ve.Name)
+	case ve.IDBase == 0 || ve.IDCount == 0:
+		return errors.New("it has no id range of its own")
+	case ve.Cgroup == "" || ve.Cgroup == "/":
+		return errors.New("it has no cgroup of its own")
+	}
+	return nil
+}

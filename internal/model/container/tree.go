@@ -1,0 +1,159 @@
+package container
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"polder/api"
+)
+
+// tree is the root of a VE whose content is hostile: its root user may have put any link, device or pipe anywhere. Every
+// path is resolved inside the tree by the kernel, symlinks to absolute paths too.
+type tree struct{ root *os.File }
+
+// openTree opens the directory at dir as a tree. The caller closes it.
+func openTree(dir string) (tree, error) {
+	root, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	return tree{root}, err
+}
+
+func (t tree) Close() error { return t.root.Close() }
+
+// open opens name, never anything outside the tree.
+func (t tree) open(name string, flags int) (*os.File, error) {
+	fd, err := unix.Openat2(int(t.root.Fd()), name, &unix.OpenHow{
+		Flags:   uint64(flags | unix.O_CLOEXEC),
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// has says whether there is something at name, links followed.
+func (t tree) has(name string) bool {
+	file, err := t.open(name, unix.O_PATH)
+	if err == nil {
+		_ = file.Close()
+	}
+	return err == nil
+}
+
+// read gives the content of the regular file name; one of more than limit bytes is api.Invalid.
+func (t tree) read(name string, limit int64) ([]byte, error) {
+	// Non-blocking, or a pipe in the file's place would hold us up.
+	file, err := t.open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if info, err := file.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, api.Errorf(api.Invalid, "%s is not a regular file", name)
+	}
+	content, err := io.ReadAll(io.LimitReader(file, limit+1))
+	if err == nil && int64(len(content)) > limit {
+		return nil, api.Errorf(api.Invalid, "%s is larger than %d bytes", name, limit)
+	}
+	return content, err
+}
+
+// dir opens the directory name, making what is missing of it.
+func (t tree) dir(name string) (*os.File, error) {
+	dir, err := t.open(name, unix.O_PATH|unix.O_DIRECTORY)
+	if !errors.Is(err, fs.ErrNotExist) || name == "/" || name == "." {
+		return dir, err
+	}
+	parent, err := t.dir(path.Dir(name))
+	if err != nil {
+		return nil, err
+	}
+	defer parent.Close()
+	if err := unix.Mkdirat(int(parent.Fd()), path.Base(name), 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, &fs.PathError{Op: "mkdir", Path: name, Err: err}
+	}
+	return t.open(name, unix.O_PATH|unix.O_DIRECTORY)
+}
+
+// write makes name a regular file with the content and mode, whatever it was before; only a directory stays in the way.
+// A file that is like that already is left alone.
+func (t tree) write(name string, content []byte, mode uint32) error {
+	dir, err := t.dir(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	at, base := int(dir.Fd()), path.Base(name)
+	if same(at, base, content, mode) {
+		return nil
+	}
+	const temporary = ".polder.new"
+	if err := unix.Unlinkat(at, temporary, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return &fs.PathError{Op: "remove", Path: path.Join(path.Dir(name), temporary), Err: err}
+	}
+	fd, err := unix.Openat(at, temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
+	if err != nil {
+		return &fs.PathError{Op: "create", Path: name, Err: err}
+	}
+	file := os.NewFile(uintptr(fd), name)
+	_, err = file.Write(content)
+	if err == nil {
+		err = file.Chmod(os.FileMode(mode)) // whatever the umask is
+	}
+	if err = errors.Join(err, file.Close()); err == nil {
+		err = unix.Renameat(at, temporary, at, base)
+	}
+	if err != nil {
+		_ = unix.Unlinkat(at, temporary, 0)
+		return &fs.PathError{Op: "write", Path: name, Err: err}
+	}
+	return nil
+}
+
+// same says whether base in the directory at is a regular file, not a link, with this content and mode.
+func same(at int, base string, content []byte, mode uint32) bool {
+	fd, err := unix.Openat(at, base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	file := os.NewFile(uintptr(fd), base)
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil || !info.Mode().IsRegular() || info.Size() != int64(len(content)) || uint32(info.Mode().Perm()) != mode {
+		return false
+	}
+	have, err := io.ReadAll(io.LimitReader(file, int64(len(content))+1))
+	return err == nil && bytes.Equal(have, content)
+}
+
+// asRootOf calls f with the file-system identity of the VE's own root user, so that what f makes in a tree that is mapped
+// to the VE's range belongs to it, and that f may do there no more than that user.
+func asRootOf(base uint32, f func() error) error {
+	runtime.LockOSThread()
+	// The order matters: without the fsuid of root a thread may not choose its fsgid.
+	if err := errors.Join(unix.Setfsgid(int(base)), unix.Setfsuid(int(base))); err != nil {
+		return err // the thread ends with its goroutine, locked as it is
+	}
+	if now, _ := unix.SetfsuidRetUid(-1); now != int(base) {
+		return fmt.Errorf("take the file-system identity of id %d: refused", base)
+	}
+	result := f()
+	if err := errors.Join(unix.Setfsuid(0), unix.Setfsgid(0)); err != nil {
+		return err
+	}
+	if now, _ := unix.SetfsuidRetUid(-1); now != 0 {
+		return errors.New("take back the file-system identity of root: refused")
+	}
+	runtime.UnlockOSThread()
+	return result
+}
