@@ -39,7 +39,7 @@ var (
 func probeCRIU(ctx context.Context) []api.Capability {
 	criu, v := findTool("criu").capability(ctx)
 	if criu.Level == api.Missing {
-		criu.Detail += "; containers move cold only"
+		criu.Detail += ": without it they move cold only"
 	}
 	if kernel, ok := parseVersion(kernelRelease()); criu.Level == api.OK && ok && !kernel.less(brokenSocketsKernel) && v.less(brokenSocketsCRIU) {
 		criu.Level = api.Limited

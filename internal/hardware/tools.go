@@ -63,9 +63,9 @@ var tools = []tool{
 	{"qemu", "qemu-system-" + qemuArch, []string{"--version"}, "runs VMs", version{8, 2, 0}, "crashes Debian 13's kernel under TCG (7.2 does)"},
 	{"qemu-img", "qemu-img", []string{"--version"}, "makes and converts disks", version{7, 2, 0}, "is not tried"},
 	{"mmdebstrap", "mmdebstrap", []string{"--version"}, "builds images", version{1, 3, 0}, "is not tried"},
-	{"btrfs-progs", "btrfs", []string{"--version"}, "for people to look at pools with", version{6, 2, 0}, "is not tried"},
-	{"dnsmasq", "dnsmasq", []string{"--version"}, "DHCP and DNS of networks", version{2, 85, 0}, "is not tried"},
-	{"nft", "nft", []string{"--version"}, "firewall and NAT", version{1, 0, 0}, "is not tried"},
+	{"btrfs-progs", "btrfs", []string{"--version"}, "shows pools to people", version{6, 2, 0}, "is not tried"},
+	{"dnsmasq", "dnsmasq", []string{"--version"}, "does DHCP and DNS of networks", version{2, 85, 0}, "is not tried"},
+	{"nft", "nft", []string{"--version"}, "does firewall and NAT", version{1, 0, 0}, "is not tried"},
 	{"criu", "criu", []string{"--version"}, "moves running containers", version{4, 1, 0}, "fails on newer kernels' vDSO"},
 }
 
@@ -93,7 +93,7 @@ func (t tool) version(ctx context.Context) (version, error) {
 
 func (t tool) missing(name string) api.Capability {
 	return api.Capability{
-		Name: name, Level: api.Missing, Detail: t.program + " is not installed: " + t.use,
+		Name: name, Level: api.Missing, Detail: t.program + " is not installed: it " + t.use,
 		Remedy: "apt-get install " + command.Package(t.program),
 	}
 }
