@@ -57,6 +57,13 @@ type Consoler interface {
 	Console(ctx context.Context, ve Spec, streams Streams) error
 }
 
+// Ender is a model that can say how a VE ended when nobody watched.
+type Ender interface {
+	// Ended says how the VE's last run ended, from what it left behind, until the VE is started or stopped again. ok is
+	// false when it runs, or nothing is known.
+	Ended(ve Spec) (exit Exit, ok bool)
+}
+
 // Streams connects a command or a console to its user. Resize and Signals may be nil. Signals carries names ("INT").
 type Streams struct {
 	Stdin          io.Reader
