@@ -62,6 +62,7 @@ func newRootCommand(a *app) *cobra.Command {
 		newEventsCommand(a),
 	)
 	inGroup(root, groupMachine,
+		newDoctorCommand(a),
 		newHostCommand(a),
 		newContextCommand(a),
 		newVersionCommand(a),
