@@ -6,7 +6,15 @@ root=$1
 cache=$2
 inside() { chroot "$root" "$@"; }
 
-inside systemctl -q enable systemd-networkd.service systemd-resolved.service polder-ssh-keys.service
+inside systemctl -q enable systemd-networkd.service systemd-resolved.service polder-ssh-keys.service qemu-guest-agent.service
+# What a virtual environment has no use for, or gets when it is first used. The ssh generator would listen on vsock too.
+inside systemctl -q mask modprobe@drm.service modprobe@efi_pstore.service modprobe@configfs.service modprobe@fuse.service modprobe@dm_mod.service \
+	modprobe@loop.service sys-kernel-config.mount sys-fs-fuse-connections.mount sys-kernel-debug.mount sys-kernel-tracing.mount \
+	sshd-keygen.service
+mkdir -p "$root"/etc/systemd/system-generators
+for generator in gpt-auto ssh tpm2 hibernate-resume; do
+	ln -sf /dev/null "$root/etc/systemd/system-generators/systemd-$generator-generator"
+done
 # Scrubs LVM snapshots only.
 inside systemctl -q disable e2scrub_reap.service e2scrub_all.timer 2>/dev/null || true
 # The first boot has nothing to rebuild.

@@ -107,11 +107,11 @@ func (s suite) packages(cloudInit bool, more []string) []string {
 	list := []string{
 		"systemd", "systemd-sysv", "libpam-systemd", "dbus", "udev", "kmod", "initramfs-tools", "busybox", "zstd", s.Kernel,
 		"e2fsprogs", "fdisk", "openssh-server", "qemu-guest-agent", "iproute2", "iputils-ping", "netbase", "ca-certificates",
-		"libnss-myhostname", "procps", "less",
+		"libnss-myhostname", "login", "passwd", "mount", "adduser", "procps", "less",
 	}
 	list = append(list, s.Packages...)
 	if cloudInit {
-		list = append(list, "cloud-init", "cloud-guest-utils")
+		list = append(list, "cloud-init", "cloud-guest-utils", "sudo")
 	}
 	return append(list, more...)
 }
