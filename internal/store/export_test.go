@@ -35,3 +35,6 @@ func Fail(s *Store, err error) { s.fail(err) }
 
 // ForgetRelief lets the store compact again at once.
 func ForgetRelief(s *Store) { s.member.quota.failed = time.Time{} }
+
+// Decode reads a record of version 1.
+func Decode[T any](text []byte) (T, error) { return NewTable[T](nil, "text", 1).decode("key", text) }

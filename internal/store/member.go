@@ -23,7 +23,7 @@ import (
 const (
 	// keepRevisions is how much history the embedded member keeps for watchers that come back. It is a number and
 	// not a time because a number needs no memory of when which revision was made, so restarts do not matter.
-	keepRevisions = "10000"
+	keepRevisions = "5000"
 	// snapshotCount and catchUpEntries bound how many raft entries are held in memory.
 	snapshotCount  = 2000
 	catchUpEntries = 200
@@ -33,7 +33,7 @@ const (
 	// maxRequest is the largest record or transaction, in bytes.
 	maxRequest = 4 << 20
 	// defragThreshold is how many MiB a defragmentation at start must free to be worth its time.
-	defragThreshold = 128
+	defragThreshold = 32
 )
 
 // setWALSegment sets etcd's process-wide variable once, before any member runs.

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"sync"
@@ -24,7 +23,7 @@ import (
 // One segment of the log and one growth of the database (16 MiB each) must fit into what is left.
 const (
 	lowSpace    = 96 * api.MiB
-	reserveSize = 48 * api.MiB
+	reserveSize = 64 * api.MiB
 	dangerSpace = 36 * api.MiB
 )
 
@@ -46,7 +45,11 @@ func newSpace(dir string) *space {
 	s.free = func() (api.Bytes, error) {
 		var st unix.Statfs_t
 		err := unix.Statfs(dir, &st)
-		return api.Bytes(int64(st.Bavail) * st.Bsize), err
+		blocks := st.Bavail
+		if st.Type == unix.EXT4_SUPER_MAGIC && os.Geteuid() == 0 {
+			blocks = st.Bfree // with what ext4 keeps for root
+		}
+		return api.Bytes(int64(blocks) * st.Bsize), err
 	}
 	return s
 }
@@ -100,12 +103,18 @@ func (s *space) reserve(now time.Time) {
 	s.reserved = unix.Fallocate(int(f.Fd()), 0, 0, int64(reserveSize)) == nil
 }
 
-// release deletes the reserve; false when there was none.
+// release deletes the reserve and waits until its room is free; false when there was none.
 func (s *space) release() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reserved = false
 	s.tried = time.Now()
-	err := os.Remove(s.reservePath())
-	return err == nil || !errors.Is(err, os.ErrNotExist)
+	if os.Remove(s.reservePath()) != nil {
+		return false
+	}
+	if dir, err := os.Open(s.dir); err == nil {
+		defer dir.Close()
+		_ = unix.Syncfs(int(dir.Fd())) // btrfs gives room back only then
+	}
+	return true
 }

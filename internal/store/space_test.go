@@ -24,7 +24,7 @@ func TestFullDisk(t *testing.T) {
 	store.SetFree(s, func() (api.Bytes, error) {
 		n := api.Bytes(free.Load())
 		if _, err := os.Stat(reserve); err == nil {
-			n -= 48 * api.MiB
+			n -= 64 * api.MiB
 		}
 		return n, nil
 	})

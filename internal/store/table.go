@@ -17,6 +17,7 @@ type Table[T any] struct {
 	noun     string
 	prefix   string
 	version  int
+	head     string // of the envelopes it writes
 	upgrades []Upgrade
 }
 
@@ -26,7 +27,7 @@ func NewTable[T any](s *Store, noun string, version int, upgrades ...Upgrade) *T
 	if version < 1 || len(upgrades) != version-1 || noun == "" || strings.Contains(noun, "/") {
 		panic(fmt.Sprintf("store: table %q: version %d with %d upgrades", noun, version, len(upgrades)))
 	}
-	return &Table[T]{store: s, noun: noun, prefix: root + noun + "/", version: version, upgrades: upgrades}
+	return &Table[T]{store: s, noun: noun, prefix: root + noun + "/", version: version, head: head(version), upgrades: upgrades}
 }
 
 func (t *Table[T]) name(key string) string { return fmt.Sprintf("%s %q", t.noun, key) }
