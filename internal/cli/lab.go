@@ -93,6 +93,8 @@ func newLabUpCommand(a *app) *cobra.Command {
 	f.IntVar(&o.Hosts, "hosts", 1, "how many hosts; more are added to a lab that is up")
 	f.StringVar(&backend, "backend", backend, "what hosts are: namespace, or vm")
 	f.StringVar(&size, "pool-size", size, "size of the storage pool of new hosts; a sparse file")
+	f.BoolVar(&o.NoDaemon, "no-daemon", false, "hosts without a daemon, for tests of its parts")
+	must(f.MarkHidden("no-daemon"))
 	must(c.RegisterFlagCompletionFunc("backend", cobra.FixedCompletions([]string{"namespace", "vm"}, cobra.ShellCompDirectiveNoFileComp)))
 	return c
 }
@@ -108,15 +110,25 @@ func (a *app) labUp(ctx context.Context, o lab.UpOptions) error {
 	if err != nil {
 		return err
 	}
+	if o.NoDaemon {
+		return nil
+	}
 	name := labContext(l)
 	if err := a.setContext(name, hosts[0].URL()); err != nil {
 		return err
 	}
-	a.report("lab: %d hosts up after %.1f s; commands now talk to %s (context %s)", len(hosts), time.Since(start).Seconds(), hosts[0].Name, name)
+	a.report("lab: %s up after %.1f s; commands now talk to %s (context %s)", plural(len(hosts), "host"), time.Since(start).Seconds(), hosts[0].Name, name)
 	if len(hosts) > 1 {
 		a.report("lab: each host is a cluster of its own; for another than h1: POLDER_HOST=%s polder …", hosts[1].URL())
 	}
 	return nil
+}
+
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 func newLabDownCommand(a *app) *cobra.Command {

@@ -32,11 +32,11 @@ const (
 // itself, waits for the word to go on, and becomes PID 1. It is the hidden command `polder lab enter`, and returns only
 // when it failed; its caller reads why from file 4.
 func Enter() error {
-	control, status := os.NewFile(controlFile, "control"), os.NewFile(statusFile, "status")
 	text := os.Getenv(specVariable)
-	if control == nil || status == nil || text == "" || os.Getpid() != 1 {
+	if text == "" || os.Getpid() != 1 {
 		return api.Errorf(api.Invalid, "lab enter: it is only for polder lab up to run")
 	}
+	control, status := os.NewFile(controlFile, "control"), os.NewFile(statusFile, "status")
 	unix.CloseOnExec(controlFile)
 	unix.CloseOnExec(statusFile)
 	var spec hostSpec

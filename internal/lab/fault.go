@@ -54,7 +54,7 @@ func (l *Lab) Start(ctx context.Context, name string, report Report) error {
 			return err
 		}
 		start := time.Now()
-		if err := l.startHost(ctx, r, n, lower, o, uplink); err != nil {
+		if err := l.startHost(ctx, hostEnv{record: r, lower: lower, outside: o, uplink: uplink, daemon: l.daemon}, n); err != nil {
 			return err
 		}
 		if err := l.waitReady(ctx, n); err != nil {

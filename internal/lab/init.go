@@ -40,7 +40,7 @@ type reaper struct {
 // the daemon. What the daemon leaves behind when it dies (VEs) lives on.
 func Init() error {
 	var argv []string
-	if os.Getpid() != 1 || json.Unmarshal([]byte(os.Getenv(daemonVariable)), &argv) != nil || len(argv) == 0 {
+	if os.Getpid() != 1 || json.Unmarshal([]byte(os.Getenv(daemonVariable)), &argv) != nil {
 		return api.Errorf(api.Invalid, "lab init: it is only for polder lab up to run")
 	}
 	os.Unsetenv(daemonVariable)
@@ -61,7 +61,7 @@ func (r *reaper) run(signals <-chan os.Signal) {
 	for {
 		select {
 		case <-next.C:
-			if r.pid == 0 && !r.ending {
+			if r.pid == 0 && !r.ending && len(r.argv) > 0 {
 				r.start()
 				if r.pid == 0 {
 					next.Reset(r.delay)

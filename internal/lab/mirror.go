@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -31,23 +32,33 @@ func findOutside(ctx context.Context) outside {
 	o := outside{mirrors: map[string][]netip.Addr{}, resolvers: machineResolvers()}
 	ports := map[string]bool{"80": true, "443": true}
 	for _, u := range append(slices.Clone(debianMirrors), machineSources()...) {
-		parsed, err := url.Parse(u)
-		if err != nil || parsed.Hostname() == "" || o.mirrors[parsed.Hostname()] != nil {
-			continue
-		}
-		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip4", parsed.Hostname())
-		if err != nil {
-			continue
-		}
-		for _, a := range addrs {
-			if a = a.Unmap(); !a.IsLoopback() && !slices.Contains(o.mirrors[parsed.Hostname()], a) {
-				o.mirrors[parsed.Hostname()] = append(o.mirrors[parsed.Hostname()], a)
+		if parsed, err := url.Parse(u); err == nil && parsed.Hostname() != "" {
+			o.mirrors[parsed.Hostname()] = nil
+			if p := parsed.Port(); p != "" {
+				ports[p] = true
 			}
 		}
-		if p := parsed.Port(); p != "" {
-			ports[p] = true
-		}
 	}
+	var mu sync.Mutex // guards o.mirrors
+	var wg sync.WaitGroup
+	for _, name := range slices.Collect(maps.Keys(o.mirrors)) {
+		wg.Go(func() {
+			found, err := net.DefaultResolver.LookupNetIP(ctx, "ip4", name)
+			if err != nil {
+				return
+			}
+			var addrs []netip.Addr
+			for _, a := range found {
+				if a = a.Unmap(); !a.IsLoopback() {
+					addrs = append(addrs, a)
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			o.mirrors[name] = addrs
+		})
+	}
+	wg.Wait()
 	o.ports = slices.Sorted(maps.Keys(ports))
 	return o
 }

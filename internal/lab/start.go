@@ -50,10 +50,19 @@ func (l *Lab) makeHost(n int, poolSize api.Bytes) error {
 	return nil
 }
 
+// hostEnv is what a host needs of the lab to start.
+type hostEnv struct {
+	record  *record
+	lower   string // the root below its own
+	outside outside
+	uplink  bool
+	daemon  []string // what PID 1 keeps running; empty: nothing
+}
+
 // startHost starts a host that is not running, up to the point where PID 1 has its root, its network and its daemon's
 // command. When the caller dies before that, so does the host.
-func (l *Lab) startHost(ctx context.Context, r *record, n int, lower string, o outside, uplink bool) error {
-	err := l.spawn(ctx, r, n, lower, o, uplink)
+func (l *Lab) startHost(ctx context.Context, env hostEnv, n int) error {
+	err := l.spawn(ctx, env, n)
 	if err == nil {
 		return nil
 	}
@@ -66,7 +75,7 @@ func (l *Lab) startHost(ctx context.Context, r *record, n int, lower string, o o
 	return err
 }
 
-func (l *Lab) spawn(ctx context.Context, r *record, n int, lower string, o outside, uplink bool) error {
+func (l *Lab) spawn(ctx context.Context, env hostEnv, n int) error {
 	name := nameOf(n)
 	cgroup, err := l.cgroup(name)
 	if err != nil {
@@ -82,10 +91,10 @@ func (l *Lab) spawn(ctx context.Context, r *record, n int, lower string, o outsi
 		return err
 	}
 	spec := hostSpec{
-		Name: name, Dir: l.path(name), Lab: l.dir, Lower: lower, Cache: l.cache, Cgroup: cgroup,
-		MachineID: machineID(l.id, name), Resolvers: o.resolvers, Daemon: l.daemon,
+		Name: name, Dir: l.path(name), Lab: l.dir, Lower: env.lower, Cache: l.cache, Cgroup: cgroup,
+		MachineID: machineID(l.id, name), Resolvers: env.outside.resolvers, Daemon: env.daemon,
 	}
-	if !uplink {
+	if !env.uplink {
 		spec.Resolvers = nil
 	}
 	first, err := l.clone(spec)
@@ -93,7 +102,7 @@ func (l *Lab) spawn(ctx context.Context, r *record, n int, lower string, o outsi
 		return err
 	}
 	defer first.close()
-	if err := l.connect(r, n, first.pid, uplink); err != nil {
+	if err := l.connect(env.record, n, first.pid, env.uplink); err != nil {
 		return err
 	}
 	return first.proceed()

@@ -17,6 +17,7 @@ type Report func(format string, args ...any)
 type UpOptions struct {
 	Hosts    int       // how many there shall be at least; 0: 1
 	PoolSize api.Bytes // of new hosts; 0: DefaultPoolSize
+	NoDaemon bool      // new hosts run no daemon until they are started again: they are for tests of its parts
 	Report   Report    // nil: silence
 }
 
@@ -125,8 +126,12 @@ func (l *Lab) up(ctx context.Context, o UpOptions) error {
 	if err != nil {
 		return err
 	}
+	env := hostEnv{record: r, lower: lower, outside: out, uplink: uplink, daemon: l.daemon}
+	if o.NoDaemon {
+		env.daemon = nil
+	}
 	for _, n := range all {
-		if err := l.bringUp(ctx, r, n, lower, out, uplink, changed, o.Report); err != nil {
+		if err := l.bringUp(ctx, env, n, changed, o.Report); err != nil {
 			return err
 		}
 	}
@@ -164,11 +169,11 @@ func (l *Lab) makeShared(ctx context.Context, report Report) (*record, outside, 
 }
 
 // bringUp gets one host to the point where its daemon answers.
-func (l *Lab) bringUp(ctx context.Context, r *record, n int, lower string, o outside, uplink, changed bool, report Report) error {
+func (l *Lab) bringUp(ctx context.Context, env hostEnv, n int, changed bool, report Report) error {
 	start := time.Now()
 	name := nameOf(n)
 	if pid := l.initPID(name); pid != 0 {
-		if err := l.connect(r, n, pid, uplink); err != nil {
+		if err := l.connect(env.record, n, pid, env.uplink); err != nil {
 			return err
 		}
 		if changed {
@@ -179,13 +184,18 @@ func (l *Lab) bringUp(ctx context.Context, r *record, n int, lower string, o out
 		} else {
 			report("%s: is running", name)
 		}
+		if len(env.daemon) == 0 {
+			return nil
+		}
 		return l.waitReady(ctx, n)
 	}
-	if err := l.startHost(ctx, r, n, lower, o, uplink); err != nil {
+	if err := l.startHost(ctx, env, n); err != nil {
 		return err
 	}
-	if err := l.waitReady(ctx, n); err != nil {
-		return err
+	if len(env.daemon) > 0 {
+		if err := l.waitReady(ctx, n); err != nil {
+			return err
+		}
 	}
 	report("%s: up in %s", name, seconds(start))
 	return nil
