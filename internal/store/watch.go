@@ -77,7 +77,7 @@ func (w *watcher[T]) follow(ctx context.Context, changes clientv3.WatchChan) {
 			return
 		}
 		for _, event := range response.Events {
-			if !w.send(ctx, w.change(event)) {
+			if !w.send(ctx, w.table.change(event)) {
 				return
 			}
 		}
@@ -87,17 +87,17 @@ func (w *watcher[T]) follow(ctx context.Context, changes clientv3.WatchChan) {
 	}
 }
 
-func (w *watcher[T]) change(event *clientv3.Event) Change[T] {
-	c := Change[T]{Key: strings.TrimPrefix(string(event.Kv.Key), w.table.prefix), Revision: event.Kv.ModRevision}
+func (t *Table[T]) change(event *clientv3.Event) Change[T] {
+	c := Change[T]{Key: strings.TrimPrefix(string(event.Kv.Key), t.prefix), Revision: event.Kv.ModRevision}
 	if event.Type == clientv3.EventTypePut {
-		if value, err := w.table.decode(c.Key, event.Kv.Value); err != nil {
+		if value, err := t.decode(c.Key, event.Kv.Value); err != nil {
 			c.Err = err
 		} else {
 			c.Value = &value
 		}
 	}
 	if event.PrevKv != nil {
-		if value, err := w.table.decode(c.Key, event.PrevKv.Value); err == nil {
+		if value, err := t.decode(c.Key, event.PrevKv.Value); err == nil {
 			c.Prev = &value
 		}
 	}
@@ -122,7 +122,7 @@ func (w *watcher[T]) restart(ctx context.Context) {
 		return
 	}
 	for _, kv := range found.Kvs {
-		if !w.send(ctx, w.change(&clientv3.Event{Type: clientv3.EventTypePut, Kv: kv})) {
+		if !w.send(ctx, w.table.change(&clientv3.Event{Type: clientv3.EventTypePut, Kv: kv})) {
 			return
 		}
 	}
