@@ -55,7 +55,7 @@ type kvmSregs struct {
 
 type kvmMemory struct {
 	slot, flags               uint32
-	guestPhys, size, userAddr uint64
+	physical, size, userAddr uint64
 }
 
 type kvmCPUID struct {
