@@ -64,10 +64,12 @@ func (r Runtime) Exec(ctx context.Context, e Exec) (exitCode int, err error) {
 		cmd.Stdin = e.Stdin
 	}
 	cmd.Stdout, cmd.Stderr = e.Stdout, e.Stderr
-	cmd.WaitDelay = outputWait
+	cmd.WaitDelay = outputWait // and as long for crun, after a cancel
+	// crun goes with its child: killed before it has waited for it, it would leave a zombie to the host's init, and
+	// while there is a zombie the container cannot end.
 	cmd.Cancel = func() error {
 		e.kill()
-		return cmd.Process.Kill()
+		return nil
 	}
 	err = cmd.Run()
 	if ctx.Err() != nil {

@@ -53,7 +53,10 @@ func mountLayers(ve model.Spec, ids *os.File) error {
 	if err := mapped(both, upper, ids); err != nil {
 		return err
 	}
-	err := overlay(ve.Root.Tree, lower, filepath.Join(upper, filepath.Base(layers.Upper)), filepath.Join(upper, filepath.Base(layers.Work)))
+	// overlayfs works on its layers with the identity of who mounts it: root's own is not in the VE's range.
+	err := asMounterOf(ve.IDBase, func() error {
+		return overlay(ve.Root.Tree, lower, filepath.Join(upper, filepath.Base(layers.Upper)), filepath.Join(upper, filepath.Base(layers.Work)))
+	})
 	if err != nil {
 		return fmt.Errorf("mount overlay at %s: %w", ve.Root.Tree, err)
 	}

@@ -3,12 +3,10 @@ package container
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -134,26 +132,4 @@ func same(at int, base string, content []byte, mode uint32) bool {
 	}
 	have, err := io.ReadAll(io.LimitReader(file, int64(len(content))+1))
 	return err == nil && bytes.Equal(have, content)
-}
-
-// asRootOf calls f with the file-system identity of the VE's own root user, so that what f makes in a tree that is mapped
-// to the VE's range belongs to it, and that f may do there no more than that user.
-func asRootOf(base uint32, f func() error) error {
-	runtime.LockOSThread()
-	// The order matters: without the fsuid of root a thread may not choose its fsgid.
-	if err := errors.Join(unix.Setfsgid(int(base)), unix.Setfsuid(int(base))); err != nil {
-		return err // the thread ends with its goroutine, locked as it is
-	}
-	if now, _ := unix.SetfsuidRetUid(-1); now != int(base) {
-		return fmt.Errorf("take the file-system identity of id %d: refused", base)
-	}
-	result := f()
-	if err := errors.Join(unix.Setfsuid(0), unix.Setfsgid(0)); err != nil {
-		return err
-	}
-	if now, _ := unix.SetfsuidRetUid(-1); now != 0 {
-		return errors.New("take back the file-system identity of root: refused")
-	}
-	runtime.UnlockOSThread()
-	return result
 }
