@@ -1,6 +1,7 @@
 package network
 
 import (
+	"embed"
 	"flag"
 	"net/netip"
 	"os"
@@ -12,6 +13,11 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
+// goldens are built in: the tests are also run where the sources are not.
+//
+//go:embed testdata
+var goldens embed.FS
+
 // golden compares with testdata/name, or rewrites that.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
@@ -20,8 +26,9 @@ func golden(t *testing.T, name, got string) {
 		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
+		return
 	}
-	want, err := os.ReadFile(path)
+	want, err := goldens.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}

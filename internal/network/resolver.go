@@ -31,6 +31,8 @@ const (
 	stopGrace     = 2 * time.Second
 	readGrace     = 5 * time.Second
 	answerTimeout = 50 * time.Millisecond
+	retryAfter    = 200 * time.Microsecond
+	portGrace     = 200 * time.Millisecond // for a process that was killed to let go of its ports
 )
 
 // ensure sees to it that dnsmasq runs with the configuration that belongs to cfg. One that does is left alone. It returns
@@ -87,11 +89,13 @@ func (r *resolver) argument() string { return "--conf-file=" + r.files.conf }
 func freePort(cfg Config) (int, error) {
 	var taken error
 	for _, port := range []int{portDNS, portDNSElse} {
-		if taken = bindable(cfg, port); taken == nil {
-			return port, nil
-		}
-		if !errors.Is(taken, unix.EADDRINUSE) {
-			break
+		for deadline := time.Now().Add(portGrace); ; time.Sleep(time.Millisecond) {
+			if taken = bindable(cfg, port); taken == nil {
+				return port, nil
+			}
+			if !errors.Is(taken, unix.EADDRINUSE) || time.Now().After(deadline) {
+				break
+			}
 		}
 	}
 	return 0, api.Errorf(api.Conflict, "network %q: no port for dns (see: ss -lnp 'sport = :53'): %w", cfg.Name, taken)
@@ -148,8 +152,8 @@ func (r *resolver) serve(ctx context.Context, cfg Config, port int, hosts, dhcp 
 	return r.await(ctx, cfg, port, serial)
 }
 
-// await returns once dnsmasq answers by the leases with this serial. It reads before it answers, so the first answer
-// will do, save when it is busy with an older request.
+// await returns once dnsmasq answers by the leases with this serial. A question that arrives together with the signal may
+// still be answered from before.
 func (r *resolver) await(ctx context.Context, cfg Config, port int, serial netip.Addr) error {
 	ctx, cancel := context.WithTimeout(ctx, readGrace)
 	defer cancel()
@@ -157,7 +161,7 @@ func (r *resolver) await(ctx context.Context, cfg Config, port int, serial netip
 		select {
 		case <-ctx.Done():
 			return api.Errorf(api.Unavailable, "network %q: dns does not answer by the new leases: dnsmasq is stuck, or its user can't read %s", cfg.Name, r.files.hosts)
-		case <-time.After(time.Millisecond):
+		case <-time.After(retryAfter):
 		}
 	}
 	return nil
