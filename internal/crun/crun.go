@@ -54,7 +54,12 @@ func (r Runtime) Create(ctx context.Context, id, bundle string, log *os.File) (p
 		return 0, err
 	}
 	defer done()
-	cmd.Stdout, cmd.Stderr = log, log
+	stdin, err := noInput()
+	if err != nil {
+		return 0, err
+	}
+	defer stdin.Close()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, log, log
 	if err := cmd.Run(); err != nil {
 		text, _ := os.ReadFile(messages)
 		return 0, failure(cmd, text, err)
@@ -148,6 +153,16 @@ func (r Runtime) command(ctx context.Context, args ...string) (cmd *exec.Cmd, do
 	// Not in our group: a Ctrl-C on the daemon's terminal is none of the container's business.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd, done, nil
+}
+
+// noInput is an empty input that is not /dev/null: crun gives a container's standard streams to its root user, and with them
+// would go the host's device.
+func noInput() (*os.File, error) {
+	empty, feed, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	return empty, feed.Close()
 }
 
 // environment of crun: ours would hand NOTIFY_SOCKET or LISTEN_FDS of the daemon on to containers.

@@ -60,10 +60,13 @@ func (r Runtime) Exec(ctx context.Context, e Exec) (exitCode int, err error) {
 	cmd := exec.CommandContext(ctx, path, append(args, e.ID)...)
 	cmd.Env = environment()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if e.Stdin != nil { // a nil *os.File in the interface would not be nil
-		cmd.Stdin = e.Stdin
+	if e.Stdin == nil {
+		if e.Stdin, err = noInput(); err != nil {
+			return 0, err
+		}
+		defer e.Stdin.Close()
 	}
-	cmd.Stdout, cmd.Stderr = e.Stdout, e.Stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = e.Stdin, piped(e.Stdout), piped(e.Stderr)
 	cmd.WaitDelay = outputWait // and as long for crun, after a cancel
 	// crun goes with its child: killed before it has waited for it, it would leave a zombie to the host's init, and
 	// while there is a zombie the container cannot end.
@@ -79,6 +82,15 @@ func (r Runtime) Exec(ctx context.Context, e Exec) (exitCode int, err error) {
 		err = nil
 	}
 	return e.outcome(cmd, err)
+}
+
+// piped makes os/exec put a pipe in front of any writer: a file would be given to the container's root user by crun, and
+// nothing at all would be the host's /dev/null.
+func piped(w io.Writer) io.Writer {
+	if w == nil {
+		w = io.Discard
+	}
+	return struct{ io.Writer }{w}
 }
 
 // outcome tells the process's exit code from a failure of crun.

@@ -55,8 +55,12 @@ func process(ve model.Spec, w *model.Watch) model.Process {
 	return model.Process{PID: w.PID, Exited: exited}
 }
 
+// exitReboot is the exit status with which a VE's systemd asks to be started again: systemd-nspawn's, and LXC's.
+const exitReboot = 133
+
 // exitOf judges how a VE ended. The kernel lets a reboot or a halt asked for inside a pid namespace look like death by
-// SIGHUP or SIGINT (reboot(2)); from inside nothing else can kill its PID 1 with them.
+// SIGHUP or SIGINT to the parent (reboot(2)); from inside nothing else can kill its PID 1 with them. To everybody else,
+// who must ask the pidfd, both are exit status 0: hence exitReboot, which systemd is told to use.
 func exitOf(ve model.Spec, status model.ExitStatus) model.Exit {
 	if _, err := os.Stat(stoppingFile(ve)); err == nil {
 		return model.Exit{Reason: "stopped"}
@@ -66,7 +70,7 @@ func exitOf(ve model.Spec, status model.ExitStatus) model.Exit {
 		return model.Exit{Reason: "powered off"}
 	case !status.Known:
 		return model.Exit{Crashed: true, Reason: "ended; its exit status is not known (Linux 6.15 and later keep it)"}
-	case status.Signal == syscall.SIGHUP:
+	case status.Signal == syscall.SIGHUP, ve.App == nil && status.Signal == 0 && status.Code == exitReboot:
 		return model.Exit{Reboot: true, Reason: "rebooted"}
 	case status.Signal == syscall.SIGINT:
 		return model.Exit{Reason: "powered off"}

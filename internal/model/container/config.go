@@ -61,7 +61,7 @@ func mounts(system bool) []specs.Mount {
 	if system {
 		cgroup = "rw"
 	}
-	return []specs.Mount{
+	all := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "strictatime", "mode=755", "size=1m"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
@@ -70,6 +70,12 @@ func mounts(system bool) []specs.Mount {
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", cgroup}},
 	}
+	if system {
+		// As systemd would mount it, but with what writeIdentity has put into the volume's /run: settings for this model
+		// only, hidden as soon as another model boots the same volume.
+		all = append(all, specs.Mount{Destination: "/run", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "mode=755", "size=20%", "nr_inodes=800k", "tmpcopyup"}})
+	}
+	return all
 }
 
 func resources(ve model.Spec, limits limits) *specs.LinuxResources {
@@ -163,15 +169,15 @@ func capabilitySet(names []string) *specs.LinuxCapabilities {
 	return &specs.LinuxCapabilities{Bounding: names, Effective: names, Permitted: names}
 }
 
-// systemCapabilities are all there are: what they are good for outside the user namespace is nothing.
+// systemCapabilities are all that have an effect in a user namespace of one's own. Those that the kernel honours outside of
+// any only (modules, raw I/O, the clock, its log, audit, security modules) would be nothing but a promise: systemd's units
+// look whether they have them, and fail where the kernel then refuses.
 func systemCapabilities() []string {
 	return strings.Fields(`
 		CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_KILL CAP_SETGID CAP_SETUID CAP_SETPCAP
 		CAP_LINUX_IMMUTABLE CAP_NET_BIND_SERVICE CAP_NET_BROADCAST CAP_NET_ADMIN CAP_NET_RAW CAP_IPC_LOCK CAP_IPC_OWNER
-		CAP_SYS_MODULE CAP_SYS_RAWIO CAP_SYS_CHROOT CAP_SYS_PTRACE CAP_SYS_PACCT CAP_SYS_ADMIN CAP_SYS_BOOT CAP_SYS_NICE
-		CAP_SYS_RESOURCE CAP_SYS_TIME CAP_SYS_TTY_CONFIG CAP_MKNOD CAP_LEASE CAP_AUDIT_WRITE CAP_AUDIT_CONTROL CAP_SETFCAP
-		CAP_MAC_OVERRIDE CAP_MAC_ADMIN CAP_SYSLOG CAP_WAKE_ALARM CAP_BLOCK_SUSPEND CAP_AUDIT_READ CAP_PERFMON CAP_BPF
-		CAP_CHECKPOINT_RESTORE`)
+		CAP_SYS_CHROOT CAP_SYS_PTRACE CAP_SYS_PACCT CAP_SYS_ADMIN CAP_SYS_BOOT CAP_SYS_NICE CAP_SYS_RESOURCE
+		CAP_SYS_TTY_CONFIG CAP_MKNOD CAP_LEASE CAP_AUDIT_WRITE CAP_SETFCAP CAP_PERFMON CAP_BPF CAP_CHECKPOINT_RESTORE`)
 }
 
 // applicationCapabilities are what application images expect: the set that other engines give by default.

@@ -45,7 +45,9 @@ func identity(ve model.Spec) []identityFile {
 	files = append(files,
 		identityFile{"/etc/machine-id", strings.ReplaceAll(ve.ID, "-", "") + "\n", 0o444},
 		// A service's pressure watch is a bind mount and a kernel trigger that a live move cannot carry.
-		identityFile{"/etc/systemd/system.conf.d/50-polder.conf", "# Written by Polder: makes this system movable while it runs.\n[Manager]\nDefaultMemoryPressureWatch=off\n", 0o644},
+		identityFile{"/run/systemd/system.conf.d/50-polder.conf", "[Manager]\nDefaultMemoryPressureWatch=off\n", 0o644},
+		// From outside a reboot looks like a halt (see exitOf), unless PID 1 says it by its exit status.
+		identityFile{"/run/systemd/system/systemd-reboot.service.d/50-polder.conf", fmt.Sprintf("[Unit]\nSuccessAction=exit-force\nSuccessActionExitStatus=%d\n", exitReboot), 0o644},
 	)
 	if ve.CloudInit.UserData != "" {
 		const seed = "/var/lib/cloud/seed/nocloud/"
