@@ -28,9 +28,10 @@ type execution struct {
 	steps  steps
 	log    *slog.Logger
 
-	// forward is the context of the steps; it ends with the engine and when the operation is cancelled.
-	forward context.Context
-	cancel  context.CancelCauseFunc
+	// base is the context of undos; it ends with the engine. forward is that of steps; it ends when the operation is
+	// cancelled, too.
+	base, forward context.Context
+	cancel        context.CancelCauseFunc
 
 	progress progress
 
@@ -48,7 +49,11 @@ func (e *Engine) newExecution(k *kind, rec store.Record[record]) (*execution, er
 		log: e.log.With("op", rec.Key, "kind", k.name, "target", rec.Value.Target),
 	}
 	x.progress.write = x.publish
-	x.forward, x.cancel = context.WithCancelCause(e.ctx)
+	x.base = e.ctx
+	if rec.Value.Frees {
+		x.base = store.Freeing(e.ctx)
+	}
+	x.forward, x.cancel = context.WithCancelCause(x.base)
 	var err error
 	if x.steps, err = k.bind(x, rec.Value.Data); err != nil {
 		x.cancel(err)
@@ -101,7 +106,13 @@ func (x *execution) index() int {
 
 // abandoned says whether the engine lets go of its operations, or the store has stopped.
 func (x *execution) abandoned() bool {
-	return x.e.ctx.Err() != nil || x.e.store.Err() != nil
+	select {
+	case <-x.e.ctx.Done():
+	case <-x.e.store.Failed():
+	default:
+		return false
+	}
+	return true
 }
 
 func (x *execution) setResult(v any) {
@@ -115,15 +126,24 @@ func (x *execution) setResult(v any) {
 	x.result = text
 }
 
-// write changes the record and writes it, with more in the same transaction. It copes with the one change that others
-// make, a request to cancel: with heed set, such a request is errCancelAsked, and nothing was written.
-func (x *execution) write(heed bool, change func(*record), more ...store.Op) error {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.writeLocked(heed, change, more...)
+// change is one change of the record. at becomes its UpdatedAt, by which a write that did happen is known although its
+// answer was lost.
+type change struct {
+	at    time.Time
+	apply func(*record)
 }
 
-func (x *execution) writeLocked(heed bool, change func(*record), more ...store.Op) error {
+func newChange(apply func(*record)) change { return change{time.Now().UTC(), apply} }
+
+// write changes the record and writes it, with more in the same transaction. It copes with the one change that others
+// make, a request to cancel: with heed set, such a request is errCancelAsked, and nothing was written.
+func (x *execution) write(heed bool, c change, more ...store.Op) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.writeLocked(heed, c, more...)
+}
+
+func (x *execution) writeLocked(heed bool, c change, more ...store.Op) error {
 	for {
 		if x.abandoned() {
 			return errAbandoned
@@ -132,9 +152,9 @@ func (x *execution) writeLocked(heed bool, change func(*record), more ...store.O
 			return errCancelAsked
 		}
 		next := store.Record[record]{Key: x.id, Value: x.rec.Value.clone(), Revision: x.rec.Revision}
-		change(&next.Value)
-		next.Value.UpdatedAt = time.Now().UTC()
-		revision, err := x.e.store.Txn(x.e.ctx, append([]store.Op{x.e.operations.OpUpdate(next)}, more...)...)
+		c.apply(&next.Value)
+		next.Value.UpdatedAt = c.at
+		revision, err := x.e.store.Txn(x.base, append([]store.Op{x.e.operations.OpUpdate(next)}, more...)...)
 		if err == nil {
 			next.Revision = revision
 			x.rec = next
@@ -146,10 +166,13 @@ func (x *execution) writeLocked(heed bool, change func(*record), more ...store.O
 		if api.KindOf(err) != api.Conflict {
 			return err
 		}
-		// Cancelled meanwhile; or a write whose answer got lost did happen, which writing again does not harm.
-		stored, err := x.e.operations.Get(x.e.ctx, x.id)
+		stored, err := x.e.operations.Get(x.base, x.id)
 		if err != nil {
 			return err
+		}
+		if stored.Value.UpdatedAt.Equal(c.at) {
+			x.rec = stored
+			return nil
 		}
 		x.rec.Revision, x.rec.Value.CancelAsked = stored.Revision, stored.Value.CancelAsked
 	}
@@ -162,22 +185,8 @@ func (x *execution) publish(step int, p api.Progress) {
 	if !x.progress.current(step) {
 		return
 	}
-	err := x.writeLocked(false, func(r *record) { r.Progress = &p })
+	err := x.writeLocked(false, newChange(func(r *record) { r.Progress = &p }))
 	if err != nil && !errors.Is(err, errAbandoned) {
 		x.log.Debug("progress was not written", "error", err)
-	}
-}
-
-// persist is write, tried again as long as the store has trouble that may pass.
-func (x *execution) persist(change func(*record), more ...store.Op) error {
-	for n := 0; ; n++ {
-		err := x.write(false, change, more...)
-		if err == nil || errors.Is(err, errAbandoned) {
-			return err
-		}
-		x.log.Error("the operation's record can not be written; trying again", "error", err)
-		if !x.e.sleep(backoff(n)) {
-			return errAbandoned
-		}
 	}
 }

@@ -92,6 +92,9 @@ type Request struct {
 	// Target is what the operation acts on, such as "ve/c1". It is an exclusive lock by itself. "": none.
 	Target string
 	Locks  []Lock
+	// Frees says that the operation frees space (it deletes something): it may use the room that the store keeps back for
+	// that on a full disk.
+	Frees bool
 }
 
 // Lock is a claim that an operation holds from its start to its end.

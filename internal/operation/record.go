@@ -21,6 +21,7 @@ type record struct {
 	// CancelAsked is set by whoever cancels, on any host: the only field that another than the engine writes.
 	CancelAsked bool            `json:"cancel_asked,omitempty"`
 	Locks       []Lock          `json:"locks,omitempty"`
+	Frees       bool            `json:"frees,omitempty"`
 	Data        json.RawMessage `json:"data,omitempty"` // the Run's State; dropped at the end
 	Progress    *api.Progress   `json:"progress,omitempty"`
 	Result      json.RawMessage `json:"result,omitempty"`

@@ -41,7 +41,7 @@ func (x *execution) goForward() error {
 		if err != nil {
 			return err
 		}
-		change := func(r *record) {
+		change := newChange(func(r *record) {
 			x.finishStep(r, i)
 			if last {
 				x.finish(r, api.OperationDone)
@@ -50,33 +50,39 @@ func (x *execution) goForward() error {
 			now := time.Now().UTC()
 			r.Index, r.Data = i+1, data
 			r.Steps[i+1].StartedAt = &now
-		}
+		})
 		if err := x.boundary(i, last, change); err != nil || last {
 			return err
 		}
 	}
 }
 
-// boundary writes that step i is done. Before the point of no return trouble with the store, or a request to cancel, undoes
-// the operation; after it, it is tried again.
-func (x *execution) boundary(i int, last bool, change func(*record)) error {
+// boundary writes that step i is done. Before the point of no return a request to cancel, or a store that does not take the
+// record, undoes the operation. Once all steps are done only a cancel does: the write is tried until its outcome is known.
+func (x *execution) boundary(i int, last bool, c change) error {
 	var more []store.Op
 	if last {
 		more = x.releases()
 	}
-	if i >= x.kind.noReturn {
-		return x.persist(change, more...)
-	}
+	undoable := i < x.kind.noReturn
 	for n := 0; ; n++ {
-		err := x.write(true, change, more...)
-		if api.KindOf(err) != api.Unavailable || n == 8 { // some 5 s
+		err := x.write(undoable, c, more...)
+		if err == nil || errors.Is(err, errCancelAsked) || errors.Is(err, errAbandoned) {
 			return err
 		}
+		if undoable && !last && (n == boundaryTries || api.KindOf(err) != api.Unavailable) {
+			return err
+		}
+		x.log.Error("the operation's record can not be written; trying again", "error", err)
 		if !x.e.sleep(backoff(n)) {
 			return errAbandoned
 		}
 	}
 }
+
+// boundaryTries is how often a step boundary is written to a store that does not answer: for some 5 s, and the time that
+// each request takes to fail.
+const boundaryTries = 8
 
 // doStep does step i; from the point of no return on until it succeeds.
 func (x *execution) doStep(i int) error {
@@ -99,7 +105,7 @@ func (x *execution) doStep(i int) error {
 func (x *execution) wait(n int, trouble string) error {
 	delay := backoff(n)
 	if delay >= time.Second/2 {
-		err := x.write(false, func(r *record) { r.Trouble = trouble })
+		err := x.write(false, newChange(func(r *record) { r.Trouble = trouble }))
 		if err != nil && !errors.Is(err, errAbandoned) {
 			x.log.Error("the operation's trouble can not be recorded", "error", err)
 		}
@@ -148,20 +154,35 @@ func (x *execution) goBack(why error) error {
 			})
 		}
 	}
-	return x.persist(func(r *record) {
+	return x.endUndone()
+}
+
+// endUndone writes that all is undone, until the store takes it.
+func (x *execution) endUndone() error {
+	c := newChange(func(r *record) {
 		r.Steps[0].Undone = true
 		state := api.OperationFailed
 		if r.Cause != nil && r.Cause.Kind == api.Cancelled {
 			state = api.OperationCancelled
 		}
 		x.finish(r, state)
-	}, x.releases()...)
+	})
+	for n := 0; ; n++ {
+		err := x.write(false, c, x.releases()...)
+		if err == nil || errors.Is(err, errAbandoned) {
+			return err
+		}
+		x.log.Error("the operation's record can not be written; trying again", "error", err)
+		if !x.e.sleep(backoff(n)) {
+			return errAbandoned
+		}
+	}
 }
 
 // note writes how far the undoing is. When the store does not take it (a full disk, say) the undoing goes on, since it may
 // be what helps: after a crash it would be repeated. The change is kept for the next write.
-func (x *execution) note(change func(*record)) {
-	err := x.write(false, change)
+func (x *execution) note(apply func(*record)) {
+	err := x.write(false, newChange(apply))
 	if err == nil || errors.Is(err, errAbandoned) {
 		return
 	}
@@ -169,7 +190,7 @@ func (x *execution) note(change func(*record)) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.rec.Value = x.rec.Value.clone()
-	change(&x.rec.Value)
+	apply(&x.rec.Value)
 }
 
 func (x *execution) undoStep(i int) error {
@@ -189,7 +210,7 @@ func (x *execution) undoStep(i int) error {
 }
 
 func (x *execution) undoOnce(i int) error {
-	ctx, cancel := context.WithTimeout(x.e.ctx, UndoTimeout)
+	ctx, cancel := context.WithTimeout(x.base, UndoTimeout)
 	defer cancel()
 	return x.try(i, ctx, BeforeUndo, AfterUndo, x.steps.undo)
 }
@@ -222,6 +243,9 @@ func (x *execution) finishStep(r *record, i int) {
 
 func (x *execution) finish(r *record, state api.OperationState) {
 	r.State, r.Data, r.Progress, r.Trouble = state, nil, nil, ""
+	if state != api.OperationDone {
+		r.Result = nil
+	}
 	x.progress.reset()
 }
 

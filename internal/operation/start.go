@@ -28,10 +28,13 @@ func (e *Engine) start(ctx context.Context, name string, req Request, data json.
 	if k == nil {
 		return api.Operation{}, api.Errorf(api.Internal, "operation kind %q is not known", name)
 	}
+	if err := context.Cause(e.ctx); err != nil {
+		return api.Operation{}, api.Errorf(api.Unavailable, "%s %s: %w: try again when the daemon runs again", name, req.Target, err)
+	}
 	now := time.Now().UTC()
 	rec := record{
 		Kind: name, Target: req.Target, Host: e.host, State: api.OperationRunning, NoReturn: k.noReturn,
-		Locks: req.merge(), Data: data, CreatedAt: now, UpdatedAt: now,
+		Locks: req.merge(), Frees: req.Frees, Data: data, CreatedAt: now, UpdatedAt: now,
 	}
 	for _, step := range k.steps {
 		rec.Steps = append(rec.Steps, api.OperationStep{Name: step})
@@ -59,6 +62,9 @@ func (e *Engine) create(ctx context.Context, k *kind, id string, rec record) (*e
 	x, err := e.newExecution(k, store.Record[record]{Key: id, Value: rec.clone()})
 	if err != nil {
 		return nil, err
+	}
+	if rec.Frees {
+		ctx = store.Freeing(ctx)
 	}
 	ops := []store.Op{e.operations.OpCreate(id, rec)}
 	for _, lock := range rec.Locks {

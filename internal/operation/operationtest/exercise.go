@@ -145,13 +145,8 @@ func (h Harness) run(t *testing.T, p plan, c Case) outcome {
 	if err != nil {
 		t.Fatalf("start: %v", err)
 	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_, _ = e.Wait(ctx, op.ID, nil)
-	}()
 	select {
-	case <-ended:
+	case <-ended(ctx, e, op.ID):
 	case <-in.crashed:
 		closeEngine(t, e)
 		if w.Crash != nil {
@@ -173,6 +168,16 @@ func (h Harness) run(t *testing.T, p plan, c Case) outcome {
 	}
 	w.Check(t, o.Outcome)
 	return o
+}
+
+// ended is closed when the operation has ended, or ctx is done.
+func ended(ctx context.Context, e *operation.Engine, id string) <-chan struct{} {
+	c := make(chan struct{})
+	go func() {
+		defer close(c)
+		_, _ = e.Wait(ctx, id, nil) // the caller looks again
+	}()
+	return c
 }
 
 func closeEngine(t testing.TB, e *operation.Engine) {
