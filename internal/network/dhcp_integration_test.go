@@ -35,7 +35,14 @@ func (v ve) socket(network, address string) net.PacketConn {
 	var conn net.PacketConn
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		here, err := netns.Get()
+		if err != nil {
+			done <- err
+			return
+		}
+		defer func() { _ = netns.Set(here) }()
 		ns, err := netns.GetFromPid(v.pid)
 		if err == nil {
 			err = netns.Set(ns)
@@ -175,7 +182,8 @@ func TestDHCPv6AndRouterAdvertisements(t *testing.T) {
 		out, _ := v.exec("ip", "-6", "route", "show", "default")
 		return strings.Contains(out, "via fe80::1") && strings.Contains(out, "proto ra")
 	})
-	t.Log(v.run("ip", "-6", "addr", "show", "dev", "eth0"), v.run("ip", "-6", "route"))
+	// Autoconfiguration leads to the address that DHCPv6 gives.
+	wantIn(t, v.run("ip", "-6", "addr", "show", "dev", "eth0"), l.IPv6.String())
 }
 
 // request6 gets an address by the two-message exchange with rapid commit (RFC 8415), as a client whose DUID is its MAC.

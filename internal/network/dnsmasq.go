@@ -47,8 +47,9 @@ func dnsmasqConf(cfg Config, f files, account string, dnsPort int) string {
 	line("dhcp-range=%s,static,%s,infinite", cfg.IPv4.Masked().Addr(), net.IP(net.CIDRMask(cfg.IPv4.Bits(), 32)))
 	line("dhcp-option=option:domain-search,%s", cfg.Domain)
 	line("dhcp-option=option:mtu,%d", cfg.MTU)
+	// By both ways, DHCPv6 and autoconfiguration, a VE gets the same address: some systems have only the latter.
 	// Without the files on disk in which dnsmasq would keep it, the server's DHCPv6 identity must come from here.
-	line("dhcp-range=%s,static,%d,infinite\nenable-ra", cfg.IPv6.Masked().Addr(), cfg.IPv6.Bits())
+	line("dhcp-range=%s,static,slaac,%d,infinite\nenable-ra", cfg.IPv6.Masked().Addr(), cfg.IPv6.Bits())
 	line("dhcp-duid=%d,%s", duidEnterprise, strings.ReplaceAll(cfg.bridgeMAC().String(), ":", ""))
 	line("dhcp-option=option6:dns-server,[%s]", cfg.IPv6.Addr())
 	line("dhcp-option=option6:domain-search,%s", cfg.Domain)

@@ -80,6 +80,9 @@ func (f *Fabric) Up(ctx context.Context, cfg Config) error {
 	if err := rulesUp(ctx, cfg, port); err != nil {
 		return err
 	}
+	if err := admit(ctx, cfg, port, f.log); err != nil {
+		return err
+	}
 	f.mu.Lock()
 	f.cfg = &cfg
 	f.mu.Unlock()
@@ -94,7 +97,7 @@ func (f *Fabric) Down(ctx context.Context) error {
 	f.mu.Lock()
 	f.cfg = nil
 	f.mu.Unlock()
-	errs := []error{f.resolver.stop(), rulesDown(ctx)}
+	errs := []error{f.resolver.stop(), dismiss(ctx), rulesDown(ctx)}
 	if cfg, err := f.saved(); err != nil {
 		errs = append(errs, err)
 	} else if cfg != nil {
@@ -146,8 +149,10 @@ func (f *Fabric) publish(ctx context.Context, cfg Config, p *publication, list f
 		return
 	}
 	port, started, err := f.resolver.ensure(ctx, cfg)
-	if err == nil && started {
-		err = rulesUp(ctx, cfg, port) // the port may be another one
+	if err == nil && started { // the port may be another one
+		if err = rulesUp(ctx, cfg, port); err == nil {
+			err = admit(ctx, cfg, port, f.log)
+		}
 	}
 	if err == nil {
 		err = f.resolver.serve(ctx, cfg, port, hostsFile(cfg, leases), dhcpFile(leases))

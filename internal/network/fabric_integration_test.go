@@ -292,6 +292,45 @@ func TestNATLeavesUnderTheHostsAddress(t *testing.T) {
 	a.run("ping", "-6", "-c1", "-W3", "2001:db8::2")
 }
 
+// A firewall like docker's or ufw's, with drop policies in the tables of iptables.
+func TestVEsPassADropPolicy(t *testing.T) {
+	w := newWorld(t)
+	outside := w.process()
+	run(t, "ip", "link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", fmt.Sprint(outside.pid))
+	t.Cleanup(func() { run(t, "ip", "link", "del", "up0") })
+	run(t, "sh", "-ec", "ip link set up0 up; ip addr add 192.0.2.1/24 dev up0; ip addr add 2001:db8::1/64 dev up0 nodad")
+	outside.run("sh", "-ec", "ip link set eth0 up; ip addr add 192.0.2.2/24 dev eth0; ip addr add 2001:db8::2/64 dev eth0 nodad")
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		run(t, "sh", "-ec", tool+" -P FORWARD DROP; "+tool+" -P INPUT DROP")
+		t.Cleanup(func() { run(t, "sh", "-ec", tool+" -P FORWARD ACCEPT; "+tool+" -P INPUT ACCEPT") })
+	}
+	run(t, "iptables", "-A", "INPUT", "-i", "lo", "-j", "ACCEPT") // the host may talk to itself
+	run(t, "ip6tables", "-A", "INPUT", "-i", "up0", "-p", "ipv6-icmp", "-j", "ACCEPT")
+	before := run(t, "sh", "-c", "iptables -S; ip6tables -S")
+	for range 2 {
+		w.up()
+	}
+	a := w.container("a")
+	w.container("b")
+	a.run("ping", "-4", "-c1", "-W3", "b")
+	a.run("ping", "-4", "-c1", "-W3", "192.0.2.2")
+	a.run("ping", "-6", "-c1", "-W3", "2001:db8::2")
+	a.run("ping", "-6", "-c1", "-W3", w.cfg.IPv6.Addr().String())
+	outside.run("ip", "route", "add", w.cfg.IPv4.Masked().String(), "via", "192.0.2.1")
+	if out, err := outside.exec("ping", "-c1", "-W1", w.leases[0].IPv4.Addr().String()); err == nil {
+		t.Errorf("the drop policy is gone for those outside: %s", out)
+	}
+	if out := run(t, "iptables", "-S", "FORWARD"); strings.Count(out, "POLDER") != 1 {
+		t.Errorf("want one jump: %s", out)
+	}
+	if err := w.fabric.Down(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := run(t, "sh", "-c", "iptables -S; ip6tables -S"); after != before {
+		t.Errorf("before %s\nafter %s", before, after)
+	}
+}
+
 func TestConflictsAreNamed(t *testing.T) {
 	w := newWorld(t)
 	for name, tc := range map[string]struct {

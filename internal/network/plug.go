@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -18,6 +19,12 @@ import (
 
 // loopback is the index of lo in every network namespace.
 const loopback = 1
+
+// Waiting for a carrier: it takes a fraction of a millisecond, or some when the host is busy.
+const (
+	carrierGrace = 200 * time.Millisecond
+	carrierRetry = 100 * time.Microsecond
+)
 
 // Veth implements model.Plug. The pair is made in one request, with the container's end in its namespace from the start.
 func (f *Fabric) Veth(_ context.Context, nic model.NIC, pid int) error {
@@ -65,11 +72,19 @@ func (f *Fabric) veth(nic model.NIC, pid int) error {
 	if err := addVeth(inside, end); err != nil {
 		return err
 	}
-	if err := configureInside(inside, end, mac, nic); err != nil {
+	// Before there is a carrier, else the kernel makes the same address itself and takes a second to test it.
+	linkLocal := netip.PrefixFrom(eui64(gatewayLinkLocal, mac), gatewayLinkLocal.Bits())
+	if err := addAddress(inside, end, linkLocal); err != nil {
 		return err
 	}
-	// Last, so that the first packet finds all in place.
-	return attach(nic, bridge)
+	port, err := attach(nic, bridge)
+	if err != nil {
+		return err
+	}
+	if err := configureInside(inside, end, nic); err != nil {
+		return err
+	}
+	return awaitCarrier(inside, end.Index, port)
 }
 
 // addVeth makes the pair. One that an earlier, cut-off call made is kept; other remains of it are removed.
@@ -101,15 +116,22 @@ func addVeth(inside *netlink.Handle, end *netlink.Veth) error {
 	return wrap(inside.LinkAdd(end), "add veth pair %q and %q", end.Name, end.PeerName)
 }
 
-// configureInside gives the container's end its addresses and routes. None is tentative for a second, as duplicates can't be.
-func configureInside(inside *netlink.Handle, end *netlink.Veth, mac net.HardwareAddr, nic model.NIC) error {
+// addAddress adds an address; none is tentative for a second, as there can't be duplicates.
+func addAddress(inside *netlink.Handle, end netlink.Link, p netip.Prefix) error {
+	if err := inside.AddrAdd(end, address(p)); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add address %s: %w", p, err)
+	}
+	return nil
+}
+
+// configureInside gives the container's end its addresses and routes.
+func configureInside(inside *netlink.Handle, end *netlink.Veth, nic model.NIC) error {
 	if err := inside.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: loopback}}); err != nil {
 		return fmt.Errorf("set lo up: %w", err)
 	}
-	linkLocal := netip.PrefixFrom(eui64(gatewayLinkLocal, mac), gatewayLinkLocal.Bits())
-	for _, p := range append([]netip.Prefix{linkLocal}, nic.Addresses...) {
-		if err := inside.AddrAdd(end, address(p)); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("add address %s: %w", p, err)
+	for _, p := range nic.Addresses {
+		if err := addAddress(inside, end, p); err != nil {
+			return err
 		}
 	}
 	for _, gateway := range nic.Gateways {
@@ -125,6 +147,26 @@ func configureInside(inside *netlink.Handle, end *netlink.Veth, mac net.Hardware
 	return nil
 }
 
+// awaitCarrier returns when both ends pass packets, which the kernel brings about some time after they are set up. What is
+// sent before is lost, and a lost address request costs a second.
+func awaitCarrier(inside *netlink.Handle, end, port int) error {
+	for deadline := time.Now().Add(carrierGrace); ; time.Sleep(carrierRetry) {
+		inner, err := inside.LinkByIndex(end)
+		if err != nil {
+			return fmt.Errorf("look at the inner end: %w", err)
+		}
+		outer, err := netlink.LinkByIndex(port)
+		if err != nil {
+			return fmt.Errorf("look at the host's end: %w", err)
+		}
+		// Without a carrier after all that time packets will pass later, or something else is wrong with the host:
+		// neither is a reason not to start a VE.
+		if inner.Attrs().OperState == netlink.OperUp && outer.Attrs().OperState == netlink.OperUp || time.Now().After(deadline) {
+			return nil
+		}
+	}
+}
+
 // Tap implements model.Plug.
 func (f *Fabric) Tap(_ context.Context, nic model.NIC, uid uint32) error {
 	bridge, err := f.bridge(nic.Network)
@@ -132,7 +174,7 @@ func (f *Fabric) Tap(_ context.Context, nic model.NIC, uid uint32) error {
 		err = addTap(nic.HostName, uid)
 	}
 	if err == nil {
-		err = attach(nic, bridge)
+		_, err = attach(nic, bridge)
 	}
 	return wrap(err, "plug tap %q into network %q", nic.HostName, nic.Network)
 }
@@ -174,28 +216,28 @@ func (f *Fabric) Unplug(_ context.Context, nic model.NIC) error {
 	return wrap(err, "unplug %q from network %q", nic.HostName, nic.Network)
 }
 
-// attach makes the host's end of an interface a port of the bridge.
-func attach(nic model.NIC, bridge int) error {
-	port, err := findLink(nic.HostName)
+// attach makes the host's end of an interface a port of the bridge, and returns its index.
+func attach(nic model.NIC, bridge int) (port int, err error) {
+	link, err := findLink(nic.HostName)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if port == nil {
-		return api.Errorf(api.Conflict, "host's end %q was removed meanwhile", nic.HostName)
+	if link == nil {
+		return 0, api.Errorf(api.Conflict, "host's end %q was removed meanwhile", nic.HostName)
 	}
-	if port.Attrs().MTU != nic.MTU {
-		if err := netlink.LinkSetMTU(port, nic.MTU); err != nil {
-			return fmt.Errorf("set mtu %d: %w", nic.MTU, err)
+	if link.Attrs().MTU != nic.MTU {
+		if err := netlink.LinkSetMTU(link, nic.MTU); err != nil {
+			return 0, fmt.Errorf("set mtu %d: %w", nic.MTU, err)
 		}
 	}
 	// A port needs no address; every one would cost multicast groups and their reports.
-	if err := netlink.LinkSetIP6AddrGenMode(port, addrGenNone); err != nil {
-		return fmt.Errorf("keep addresses off %q: %w", nic.HostName, err)
+	if err := netlink.LinkSetIP6AddrGenMode(link, addrGenNone); err != nil {
+		return 0, fmt.Errorf("keep addresses off %q: %w", nic.HostName, err)
 	}
-	if err := netlink.LinkSetMasterByIndex(port, bridge); err != nil {
-		return fmt.Errorf("join bridge: %w", err)
+	if err := netlink.LinkSetMasterByIndex(link, bridge); err != nil {
+		return 0, fmt.Errorf("join bridge: %w", err)
 	}
-	return wrap(netlink.LinkSetUp(port), "set %q up", nic.HostName)
+	return link.Attrs().Index, wrap(netlink.LinkSetUp(link), "set %q up", nic.HostName)
 }
 
 // bridge is the index of the network's bridge.

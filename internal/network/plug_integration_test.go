@@ -137,3 +137,21 @@ fcntl.ioctl(open(sys.argv[2], 'r+b', buffering=0), 0x400454ca, struct.pack('16sH
 	}
 	return nil
 }
+
+// The first packet after Veth gets through: one that is lost to an end without a carrier costs the VE a second.
+func TestFirstPacketIsNotLost(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	l := w.lease("a")
+	for range 20 {
+		v := w.process()
+		if err := w.fabric.Veth(t.Context(), w.nic(l), v.pid); err != nil {
+			t.Fatal(err)
+		}
+		v.run("ping", "-c1", "-W0.7", w.cfg.IPv4.Addr().String())
+		v.run("ping", "-6", "-c1", "-W0.7", w.cfg.IPv6.Addr().String())
+		if err := w.fabric.Unplug(t.Context(), w.nic(l)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
