@@ -189,19 +189,32 @@ func (c *Client) send(ctx context.Context, req request, f *os.File) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
 	data = append(data, '\n')
-	if f != nil {
-		// The descriptor travels with the first byte.
-		n, _, err := c.conn.WriteMsgUnix(data, syscall.UnixRights(int(f.Fd())), nil)
-		if err != nil {
-			return err
-		}
-		data = data[n:]
+	if f == nil {
+		_, err = c.conn.Write(data)
+	} else {
+		err = c.sendWith(data, f)
 	}
-	if _, err := c.conn.Write(data); err != nil {
+	if err != nil {
 		_ = c.conn.Close()
+	}
+	return err
+}
+
+// sendWith writes a message with a descriptor, which travels with its first byte.
+func (c *Client) sendWith(data []byte, f *os.File) error {
+	raw, err := f.SyscallConn() // not f.Fd, which would make the file block
+	if err != nil {
 		return err
 	}
-	return nil
+	var n int
+	var sent error
+	if err := raw.Control(func(fd uintptr) { n, _, sent = c.conn.WriteMsgUnix(data, syscall.UnixRights(int(fd)), nil) }); err != nil {
+		return err
+	}
+	if sent == nil && n < len(data) {
+		_, sent = c.conn.Write(data[n:])
+	}
+	return sent
 }
 
 // read hands out what QEMU sends until the connection ends.
