@@ -59,5 +59,13 @@ func fillSeed(f *os.File, files map[string]string) error {
 			return err
 		}
 	}
-	return iso.Finalize(iso9660.FinalizeOptions{RockRidge: true, Joliet: true, VolumeIdentifier: "cidata"})
+	if err := iso.Finalize(iso9660.FinalizeOptions{RockRidge: true, Joliet: true, VolumeIdentifier: "cidata"}); err != nil {
+		return err
+	}
+	// The last block is written as far as it is used only; a disk of that size would cut it off.
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return f.Truncate((info.Size() + isoBlock - 1) / isoBlock * isoBlock)
 }
