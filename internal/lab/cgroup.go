@@ -15,16 +15,19 @@ import (
 	"time"
 
 	"polder/api"
+	"polder/internal/command"
 )
 
 // A lab's processes are all in a cgroup below the machine's cgroup2 mount, from their first instant on:
 //
 //	polder-lab-ID/       killed as a whole at the end
+//	  tools/             what commands that change the lab run
 //	  h1/                the root of the host's cgroup namespace; its children get all controllers there are
 //	    init/            PID 1, the daemon and what Exec runs: h1 itself must be empty to hand on controllers
 const (
 	cgroupPrefix = "polder-lab-"
 	initLeaf     = "init"
+	toolsLeaf    = "tools"
 )
 
 // cgroupMount finds the machine's cgroup2 mount: on a hybrid machine it is not at /sys/fs/cgroup.
@@ -133,11 +136,12 @@ func killCgroup(ctx context.Context, dir string) error {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0); err != nil {
-		return api.Errorf(api.Internal, "kill the processes of %s: %w", dir, err)
-	}
 	var err error
 	for range 1000 {
+		// Again and again: a process may have been on its way into the cgroup.
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return api.Errorf(api.Internal, "kill the processes of %s: %w", dir, err)
+		}
 		if err = removeCgroup(dir); err == nil {
 			return nil
 		}
@@ -172,7 +176,27 @@ func removeCgroup(dir string) error {
 	return nil
 }
 
-// initPID finds PID 1 of a host, as this process sees it; 0: the host is not running.
+// tool makes a command one that dies with the lab: when a lab command is killed, what it had started runs on for a while,
+// and must not make anything after Down has looked for it.
+func (l *Lab) tool(c command.Command) (command.Command, error) {
+	dir, err := l.cgroup(toolsLeaf)
+	if err != nil {
+		return c, err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return c, api.Errorf(api.Internal, "make the cgroup of the lab's tools: %w", err)
+	}
+	if _, err := command.Find(c.Name); err != nil {
+		return c, err
+	}
+	const enter = `echo 0 >"$1/cgroup.procs" && shift && exec "$@"`
+	c.Args = append([]string{"-c", enter, "sh", dir, c.Name}, c.Args...)
+	c.Name = "sh"
+	return c, nil
+}
+
+// initPID finds PID 1 of a host, as this process sees it; 0: the host is not running. A process that is still on its way
+// to become PID 1 does not count: it ends by itself when the command that started it does.
 func (l *Lab) initPID(name string) int {
 	dir, err := l.cgroup(name, initLeaf)
 	if err != nil {
@@ -185,7 +209,8 @@ func (l *Lab) initPID(name string) int {
 	depth := len(nsPIDs("self"))
 	for _, pid := range strings.Fields(string(data)) {
 		// A VE's own first process is further down.
-		if ids := nsPIDs(pid); len(ids) == depth+1 && ids[depth] == "1" {
+		argv, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+		if ids := nsPIDs(pid); len(ids) == depth+1 && ids[depth] == "1" && strings.HasPrefix(string(argv), "polder\x00lab\x00init\x00") {
 			n, _ := strconv.Atoi(pid)
 			return n
 		}

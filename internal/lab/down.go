@@ -57,7 +57,7 @@ func (l *Lab) remove(ctx context.Context) error {
 			_ = os.WriteFile(filepath.Join(filepath.Dir(cgroup), "cgroup.subtree_control"), []byte("-"+c), 0)
 		}
 	}
-	err = errors.Join(l.removeUplink(ctx), l.removeSwitch(), l.unmountAll(), l.waitPools(ctx, numbers...))
+	err = errors.Join(l.removeUplink(ctx), l.removeSwitch(), l.unmountAll(), l.waitPools(ctx, numbers...), l.removeUnfinished())
 	if err != nil {
 		return err
 	}

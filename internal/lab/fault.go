@@ -36,6 +36,10 @@ func (l *Lab) Start(ctx context.Context, name string, report Report) error {
 		if l.initPID(name) != 0 {
 			return api.Errorf(api.Precondition, "lab host %s is running already", name)
 		}
+		r, err := l.makeBase()
+		if err != nil {
+			return err
+		}
 		lower, err := l.makeRoot(ctx, report)
 		if err != nil {
 			return err
@@ -43,7 +47,7 @@ func (l *Lab) Start(ctx context.Context, name string, report Report) error {
 		if _, err := l.copyBinary(); err != nil {
 			return err
 		}
-		r, o, uplink, err := l.makeShared(ctx, report)
+		o, uplink, err := l.makeNetwork(ctx, r, report)
 		if err != nil {
 			return err
 		}

@@ -247,7 +247,7 @@ func TestUpKilledAnywhere(t *testing.T) {
 	if err := l.Down(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	const steps = 20
+	const steps = 30
 	for i := range steps {
 		cmd := exec.Command(self, "up", l.dir)
 		if err := cmd.Start(); err != nil {

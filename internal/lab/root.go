@@ -23,6 +23,9 @@ const rootFormat = 1
 
 const rootSuite = "trixie"
 
+// unfinished marks a root that is being built, or was when its builder was killed.
+const unfinished = ".new"
+
 // rootPackages are in every host's root: what `polder serve` runs, what its tests need, and what people expect.
 var rootPackages = []string{
 	"attr", "acl", "bash-completion", "btrfs-progs", "busybox-static", "ca-certificates", "crun", "curl",
@@ -58,7 +61,7 @@ func (l *Lab) makeRoot(ctx context.Context, report Report) (string, error) {
 	}
 	start := time.Now()
 	report("root: building Debian 13 for the hosts in %s, once", dir)
-	if err := buildRoot(ctx, dir, report); err != nil {
+	if err := l.buildRoot(ctx, dir, report); err != nil {
 		return "", fmt.Errorf("build the root of lab hosts: %w", err)
 	}
 	report("root: built in %s", seconds(start))
@@ -95,9 +98,28 @@ func lockRoots(ctx context.Context, cache string, report Report) (unlock func(),
 	}
 }
 
+// removeUnfinished removes what a killed build left in the cache, unless a build is under way.
+func (l *Lab) removeUnfinished() error {
+	f, err := os.OpenFile(filepath.Join(l.cache, "root", lockFile), os.O_RDWR, 0)
+	if err != nil {
+		return nil // nothing was ever built here
+	}
+	defer f.Close()
+	if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		return nil
+	}
+	left, _ := filepath.Glob(filepath.Join(l.cache, "root", "*"+unfinished))
+	for _, dir := range left {
+		if err := os.RemoveAll(dir); err != nil {
+			return api.Errorf(api.Internal, "remove the unfinished root: %w", err)
+		}
+	}
+	return nil
+}
+
 // buildRoot makes dir, whole or not at all.
-func buildRoot(ctx context.Context, dir string, report Report) error {
-	tmp := dir + ".new"
+func (l *Lab) buildRoot(ctx context.Context, dir string, report Report) error {
+	tmp := dir + unfinished
 	if err := os.RemoveAll(tmp); err != nil {
 		return api.Errorf(api.Internal, "%w", err)
 	}
@@ -121,7 +143,10 @@ func buildRoot(ctx context.Context, dir string, report Report) error {
 	// The death signal is sent when the thread ends that started the process.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	_, err := command.Command{Name: "setpriv", Args: args, Stderr: &infoLines{report: report}}.Run(ctx)
+	build, err := l.tool(command.Command{Name: "setpriv", Args: args, Stderr: &infoLines{report: report}})
+	if err == nil {
+		_, err = build.Run(ctx)
+	}
 	if err == nil {
 		err = finishRoot(tmp)
 	}

@@ -87,6 +87,9 @@ func (l *Lab) spawn(ctx context.Context, env hostEnv, n int) error {
 	if err := os.Mkdir(cgroup, 0o755); err != nil {
 		return err
 	}
+	if err := emptyDir(l.path(name, "run")); err != nil { // as /run is after a boot
+		return err
+	}
 	if err := os.MkdirAll(filepath.Join(l.cache, "images"), 0o755); err != nil {
 		return err
 	}
@@ -106,6 +109,14 @@ func (l *Lab) spawn(ctx context.Context, env hostEnv, n int) error {
 		return err
 	}
 	return first.proceed()
+}
+
+func emptyDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return err
 }
 
 // first is the first process of a host, on its way to become PID 1.

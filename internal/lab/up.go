@@ -102,6 +102,10 @@ func checkRoot() error {
 }
 
 func (l *Lab) up(ctx context.Context, o UpOptions) error {
+	r, err := l.makeBase()
+	if err != nil {
+		return err
+	}
 	lower, err := l.makeRoot(ctx, o.Report)
 	if err != nil {
 		return err
@@ -110,7 +114,7 @@ func (l *Lab) up(ctx context.Context, o UpOptions) error {
 	if err != nil {
 		return err
 	}
-	r, out, uplink, err := l.makeShared(ctx, o.Report)
+	out, uplink, err := l.makeNetwork(ctx, r, o.Report)
 	if err != nil {
 		return err
 	}
@@ -135,37 +139,38 @@ func (l *Lab) up(ctx context.Context, o UpOptions) error {
 			return err
 		}
 	}
+	if uplink {
+		l.probe(ctx, all[0], out, o.Report)
+	}
 	return nil
 }
 
-// makeShared makes what is missing of all that the hosts have in common.
-func (l *Lab) makeShared(ctx context.Context, report Report) (*record, outside, bool, error) {
-	none := outside{}
+// makeBase makes what is missing of what everything else stands on.
+func (l *Lab) makeBase() (*record, error) {
 	r, err := l.readRecord()
 	if err == nil && r == nil {
 		r, err = l.makeRecord()
 	}
 	if err != nil {
-		return nil, none, false, err
+		return nil, err
 	}
 	if err := os.MkdirAll(l.Shared(), 0o755); err != nil {
-		return nil, none, false, api.Errorf(api.Internal, "make the lab's shared directory: %w", err)
+		return nil, api.Errorf(api.Internal, "make the lab's shared directory: %w", err)
 	}
-	if err := l.makeCgroup(r); err != nil {
-		return nil, none, false, err
-	}
+	return r, l.makeCgroup(r)
+}
+
+// makeNetwork makes what is missing of the switch and the way out, and says whether there is one.
+func (l *Lab) makeNetwork(ctx context.Context, r *record, report Report) (o outside, uplink bool, err error) {
 	if err := l.makeSwitch(); err != nil {
-		return nil, none, false, err
+		return o, false, err
 	}
-	out := findOutside(ctx)
-	uplink, err := l.makeUplink(ctx, r, out)
-	if err != nil {
-		return nil, none, false, err
-	}
-	if !uplink {
+	o = findOutside(ctx)
+	uplink, err = l.makeUplink(ctx, r, o)
+	if err == nil && !uplink {
 		report("switch: no Debian mirror can be found from here: hosts have no way out")
 	}
-	return r, out, uplink, nil
+	return o, uplink, err
 }
 
 // bringUp gets one host to the point where its daemon answers.

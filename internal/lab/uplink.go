@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -42,7 +45,11 @@ func (l *Lab) makeUplink(ctx context.Context, r *record, o outside) (bool, error
 		return false, nil
 	}
 	// The rules come first: there must be no moment at which the cable is there without them.
-	if _, err := command.Run(ctx, strings.NewReader(l.rules(r, o)), "nft", "-f", "-"); err != nil {
+	nft, err := l.tool(command.Command{Name: "nft", Args: []string{"-f", "-"}, Stdin: strings.NewReader(l.rules(r, o))})
+	if err == nil {
+		_, err = nft.Run(ctx)
+	}
+	if err != nil {
 		return false, fmt.Errorf("set the rules of the lab's uplink: %w", err)
 	}
 	if err := l.plugUplink(r); err != nil {
@@ -156,6 +163,34 @@ func addressSet(name string, addrs []netip.Addr) string {
 		text += "\t\telements = { " + strings.Join(list, ", ") + " }\n"
 	}
 	return text + "\t}\n"
+}
+
+// probe tells the user when a host can't reach a mirror although the uplink is there: then another firewall is in the
+// way, which the lab does not touch.
+func (l *Lab) probe(ctx context.Context, host int, o outside, report Report) {
+	pid := l.initPID(nameOf(host))
+	mirror := o.addresses()[0]
+	answer := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread is in the host's network and ends with the goroutine.
+		runtime.LockOSThread()
+		ns, err := netns.GetFromPid(pid)
+		if err == nil {
+			err = unix.Setns(int(ns), unix.CLONE_NEWNET)
+			ns.Close()
+		}
+		if err == nil {
+			var c net.Conn
+			dialer := net.Dialer{Timeout: 3 * time.Second}
+			if c, err = dialer.DialContext(ctx, "tcp4", netip.AddrPortFrom(mirror, 80).String()); err == nil {
+				c.Close()
+			}
+		}
+		answer <- err
+	}()
+	if err := <-answer; err != nil {
+		report("switch: hosts can't reach the Debian mirror (%v); does another firewall of this machine drop what it forwards?", err)
+	}
 }
 
 // removeUplink removes the cable, then the rules, and switches forwarding off when this was the last lab that needs it.
