@@ -90,28 +90,35 @@ func (d driver) Seal(path string, kind storage.Kind) error {
 }
 
 func (d driver) CloneTree(_ context.Context, base, dir string, meta pooldir.Meta) error {
-	if d.quota.on {
-		var limit api.Bytes
-		if meta.Size > 0 {
-			parent, err := pooldir.ReadMeta(filepath.Dir(base))
-			if err != nil {
-				return err
-			}
-			// The group counts only what the volume does not share with its base. The kernel reads a limit of 0 as none.
-			limit = max(meta.Size-parent.Size, 1)
+	if !d.quota.on {
+		if err := pooldir.WriteMeta(dir, meta); err != nil {
+			return err
 		}
-		var err error
-		if meta.QGroup, err = d.quota.newGroup(limit); err != nil {
+		return d.snapshot(base, dir, 0)
+	}
+	// Written down before it is made: a group that nobody knows of would stay for ever.
+	meta.QGroup = newGroup()
+	if err := pooldir.WriteMeta(dir, meta); err != nil {
+		return err
+	}
+	if err := d.quota.create(meta.QGroup); err != nil {
+		return err
+	}
+	if meta.Size > 0 {
+		parent, err := pooldir.ReadMeta(filepath.Dir(base))
+		if err != nil {
+			return err
+		}
+		// The group counts only what the volume does not share with its base. The kernel reads a limit of 0 as none.
+		if err := d.quota.limit(meta.QGroup, max(meta.Size-parent.Size, 1)); err != nil {
 			return err
 		}
 	}
-	if err := pooldir.WriteMeta(dir, meta); err != nil {
-		if meta.QGroup != 0 {
-			_ = d.quota.remove(meta.QGroup) // nobody would know of it
-		}
-		return err
-	}
-	if err := snapshot(base, filepath.Join(dir, pooldir.TreeName), meta.QGroup); err != nil {
+	return d.snapshot(base, dir, meta.QGroup)
+}
+
+func (d driver) snapshot(base, dir string, group uint64) error {
+	if err := snapshot(base, filepath.Join(dir, pooldir.TreeName), group); err != nil {
 		return fmt.Errorf("snapshot %s: %w", base, err)
 	}
 	return nil

@@ -81,35 +81,30 @@ func (q quota) mode() string {
 	return ""
 }
 
-// newGroup makes a quota group of level 1 with a limit in bytes; 0: none.
-func (q quota) newGroup(limit api.Bytes) (uint64, error) {
+// newGroup chooses a quota group of level 1. Its number is random, as pools on one file system know nothing of each other.
+func newGroup() uint64 {
 	var random [8]byte
 	_, _ = rand.Read(random[:])
-	group := 1<<48 | binary.NativeEndian.Uint64(random[:])>>16 // level, number
-	if err := q.create(group, true); err != nil {
-		return 0, fmt.Errorf("make quota group: %w", err)
-	}
-	if limit == 0 {
-		return group, nil
-	}
-	if err := q.limit(group, limit); err != nil {
-		_ = q.remove(group)
-		return 0, err
-	}
-	return group, nil
+	return 1<<48 | binary.NativeEndian.Uint64(random[:])>>16 // level, number
 }
 
 // noGroup says whether an operation on a group failed because it is not there, or because quotas were turned off.
 func noGroup(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTCONN) }
 
-func (q quota) remove(group uint64) error { return q.create(group, false) }
-
-func (q quota) create(group uint64, make bool) error {
-	args := struct{ create, group uint64 }{group: group}
-	if make {
-		args.create = 1
+func (q quota) create(group uint64) error {
+	args := [2]uint64{1, group}
+	if err := q.ioctl(iocQgroupCreate, unsafe.Pointer(&args)); err != nil {
+		return fmt.Errorf("make quota group: %w", err)
 	}
-	return q.ioctl(iocQgroupCreate, unsafe.Pointer(&args))
+	return nil
+}
+
+func (q quota) remove(group uint64) error {
+	args := [2]uint64{0, group}
+	if err := q.ioctl(iocQgroupCreate, unsafe.Pointer(&args)); err != nil {
+		return fmt.Errorf("remove quota group: %w", err)
+	}
+	return nil
 }
 
 // limit sets a group's limit in bytes; 0: none.

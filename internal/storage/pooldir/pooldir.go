@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -72,6 +73,9 @@ func New(name, path string, driver Driver) (*Pool, error) {
 	}
 	if path, err = filepath.EvalSymlinks(path); err != nil {
 		return nil, fmt.Errorf("open pool %q: %w", name, err)
+	}
+	if strings.ContainsAny(path, ":,\\\n") {
+		return nil, api.Errorf(api.Invalid, "open pool %q: the path %q has a colon, comma or backslash, which mount options cannot carry: choose another", name, path)
 	}
 	p := &Pool{name: name, path: path, driver: driver}
 	// 0711: a VE's own user opens its disk by path, but nobody can list what there is.

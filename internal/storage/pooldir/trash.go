@@ -40,11 +40,19 @@ func mountBelow(dir string) (string, error) {
 	}
 	for line := range strings.Lines(string(table)) {
 		fields := strings.Fields(line) // see proc(5): the fifth is the mount point
-		if len(fields) > 4 && (fields[4] == dir || strings.HasPrefix(fields[4], dir+"/")) {
-			return fields[4], nil
+		if len(fields) < 5 {
+			continue
+		}
+		if at := unescape(fields[4]); at == dir || strings.HasPrefix(at, dir+"/") {
+			return at, nil
 		}
 	}
 	return "", nil
+}
+
+// unescape undoes what the kernel does to blanks and backslashes in mountinfo.
+func unescape(path string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(path)
 }
 
 // emptyTrash removes one thing in the trash for good, and a few older ones whose turn has come.
@@ -57,11 +65,24 @@ func (p *Pool) emptyTrash(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range names[:min(len(names), leftovers)] {
-		// Another deletion may be at the same one; whatever goes wrong here is tried again later.
-		_, _ = p.driver.Purge(ctx, filepath.Join(p.path, "trash", name))
+	tries := 0
+	for _, name := range names {
+		dir := filepath.Join(p.path, "trash", name)
+		if !isLeftover(dir) {
+			continue
+		}
+		if tries++; tries > leftovers {
+			break
+		}
+		_, _ = p.driver.Purge(ctx, dir) // what goes wrong here is tried again later
 	}
 	return nil
+}
+
+// isLeftover says that nothing but the meta is left of something in the trash: what has more may be another deletion's.
+func isLeftover(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	return err == nil && len(entries) == 1 && entries[0].Name() == "meta"
 }
 
 // discard removes a half-made base or volume; one that is not there is no error.

@@ -26,7 +26,7 @@ type Suite struct {
 	Mount func(t *testing.T, v storage.Volume) (root string, unmount func())
 }
 
-// Run runs the whole suite. It needs root and qemu-img.
+// Run runs the whole suite. It needs root and qemu-img, and a call of Churn before.
 func (s Suite) Run(t *testing.T) {
 	if s.Mount == nil {
 		s.Mount = func(_ *testing.T, v storage.Volume) (string, func()) { return v.Path, func() {} }
@@ -37,6 +37,7 @@ func (s Suite) Run(t *testing.T) {
 		"CloneIsPrivate": s.cloneIsPrivate,
 		"DeleteVolume":   s.deleteVolume,
 		"DeleteBase":     s.deleteBase,
+		"Killed":         s.killed,
 		"Usage":          s.usage,
 	} {
 		t.Run(name, test)
