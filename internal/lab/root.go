@@ -156,6 +156,9 @@ func (l *Lab) buildRoot(ctx context.Context, dir string, report Report) error {
 	if err != nil {
 		_ = os.RemoveAll(tmp)
 	}
+	if ctx.Err() != nil {
+		return api.Errorf(api.Cancelled, "cancelled; the next lab up starts over: %w", ctx.Err())
+	}
 	return err
 }
 
