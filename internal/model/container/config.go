@@ -43,13 +43,12 @@ func config(ve model.Spec, root string, limits limits) (*specs.Spec, error) {
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger"},
 		},
 	}
+	// The kernel's default lets nobody ping, and what a distribution sets names groups that are not in the VE's range.
+	c.Linux.Sysctl = map[string]string{"net.ipv4.ping_group_range": "0 " + strconv.Itoa(int(ve.IDCount)-1)}
 	if ve.App != nil {
 		c.Linux.ReadonlyPaths = append(c.Linux.ReadonlyPaths, "/proc/sys")
-		// In a network namespace of one's own there is nothing to protect by privileged ports and pings.
-		c.Linux.Sysctl = map[string]string{
-			"net.ipv4.ip_unprivileged_port_start": "0",
-			"net.ipv4.ping_group_range":           "0 " + strconv.Itoa(int(ve.IDCount)-1),
-		}
+		// In a network namespace of one's own there is nothing to protect by privileged ports.
+		c.Linux.Sysctl["net.ipv4.ip_unprivileged_port_start"] = "0"
 	}
 	return c, nil
 }

@@ -122,8 +122,11 @@ func execProcess(ve model.Spec, root tree, req api.ExecRequest) (*specs.Process,
 		User:         specs.User{UID: u.uid, GID: u.gid, AdditionalGids: u.groups},
 		Capabilities: capabilitySet(names),
 	}
-	if req.TTY && req.Rows > 0 && req.Cols > 0 {
-		p.ConsoleSize = &specs.Box{Height: uint(req.Rows), Width: uint(req.Cols)}
+	if req.TTY {
+		p.ConsoleSize = &specs.Box{Height: 24, Width: 80}
+		if req.Rows > 0 && req.Cols > 0 {
+			p.ConsoleSize = &specs.Box{Height: uint(req.Rows), Width: uint(req.Cols)}
+		}
 	}
 	return p, nil
 }
