@@ -40,7 +40,8 @@ func Run(ctx context.Context, stdin io.Reader, name string, args ...string) ([]b
 // Run blocks until the tool has ended. When ctx is done, the tool and all of its process group get SIGTERM, and SIGKILL
 // five seconds later. Errors: a tool that is not installed is api.Unsupported and names its Debian package; one stopped
 // by ctx is api.Cancelled or (deadline) api.Unavailable; anything else, and the cause of the latter, is an *Error. Output
-// written before a failure is returned too.
+// written before a failure is returned too. A tool that ends but leaves a process behind that holds its output open
+// fails five seconds later.
 func (c Command) Run(ctx context.Context) ([]byte, error) {
 	path, err := Find(c.Name)
 	if err != nil {

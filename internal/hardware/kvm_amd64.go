@@ -54,7 +54,7 @@ type kvmSregs struct {
 }
 
 type kvmMemory struct {
-	slot, flags               uint32
+	slot, flags              uint32
 	physical, size, userAddr uint64
 }
 

@@ -174,6 +174,17 @@ func (s Suite) diskIsReachable(t *testing.T) {
 	if info, err := os.Stat(disk.Path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("disk is %v, %v", info, err)
 	}
+	if disk.Format == "qcow2" { // read through to its base
+		base, err := p.Base(t.Context(), baseID, storage.Disk)
+		must(t, err)
+		file, err := os.Stat(base)
+		must(t, err)
+		dir, err := os.Stat(filepath.Dir(base))
+		must(t, err)
+		if file.Mode().Perm() != 0o444 || dir.Mode().Perm() != 0o711 {
+			t.Errorf("the base is %v in %v", file.Mode(), dir.Mode())
+		}
+	}
 	if info, err := os.Stat(filepath.Dir(tree.Path)); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("above a tree is %v, %v", info, err)
 	}
