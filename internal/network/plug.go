@@ -20,10 +20,10 @@ import (
 // loopback is the index of lo in every network namespace.
 const loopback = 1
 
-// Waiting for a carrier: it takes a fraction of a millisecond, or some when the host is busy.
+// Waiting for packets to pass: it takes a fraction of a millisecond, or some when the host is busy.
 const (
-	carrierGrace = 200 * time.Millisecond
-	carrierRetry = 100 * time.Microsecond
+	passGrace = 200 * time.Millisecond
+	passRetry = 100 * time.Microsecond
 )
 
 // Veth implements model.Plug. The pair is made in one request, with the container's end in its namespace from the start.
@@ -84,7 +84,7 @@ func (f *Fabric) veth(nic model.NIC, pid int) error {
 	if err := configureInside(inside, end, nic); err != nil {
 		return err
 	}
-	return awaitCarrier(inside, end.Index, port)
+	return await(inside, nic, end.Index, port, bridge)
 }
 
 // addVeth makes the pair. One that an earlier, cut-off call made is kept; other remains of it are removed.
@@ -147,24 +147,43 @@ func configureInside(inside *netlink.Handle, end *netlink.Veth, nic model.NIC) e
 	return nil
 }
 
-// awaitCarrier returns when both ends pass packets, which the kernel brings about some time after they are set up. What is
-// sent before is lost, and a lost address request costs a second.
-func awaitCarrier(inside *netlink.Handle, end, port int) error {
-	for deadline := time.Now().Add(carrierGrace); ; time.Sleep(carrierRetry) {
-		inner, err := inside.LinkByIndex(end)
-		if err != nil {
-			return fmt.Errorf("look at the inner end: %w", err)
-		}
-		outer, err := netlink.LinkByIndex(port)
-		if err != nil {
-			return fmt.Errorf("look at the host's end: %w", err)
-		}
-		// Without a carrier after all that time packets will pass later, or something else is wrong with the host:
-		// neither is a reason not to start a VE.
-		if inner.Attrs().OperState == netlink.OperUp && outer.Attrs().OperState == netlink.OperUp || time.Now().After(deadline) {
-			return nil
+// await returns when packets pass, which the kernel brings about some time after all is set up. What is sent before is
+// lost, and a lost address request costs a second.
+func await(inside *netlink.Handle, nic model.NIC, end, port, bridge int) error {
+	for deadline := time.Now().Add(passGrace); ; time.Sleep(passRetry) {
+		passing, err := passes(inside, nic, end, port, bridge)
+		// When it takes that long, packets pass later, or something else is wrong with the host: neither is a reason
+		// not to start a VE.
+		if err != nil || passing || time.Now().After(deadline) {
+			return wrap(err, "wait for %q", nic.Name)
 		}
 	}
+}
+
+// passes says whether both ends and the bridge have a carrier and the addresses are reachable. Looking at a link also
+// makes the kernel (6.8 and later) take note of its carrier at once: that of a bridge whose last port has left may be
+// late by a second.
+func passes(inside *netlink.Handle, nic model.NIC, end, port, bridge int) (bool, error) {
+	inner, err := inside.LinkByIndex(end)
+	if err != nil {
+		return false, err
+	}
+	passing := inner.Attrs().OperState == netlink.OperUp
+	for _, index := range []int{port, bridge} {
+		link, err := netlink.LinkByIndex(index)
+		if err != nil {
+			return false, err
+		}
+		// A bridge that never had a port has no state, and passes packets.
+		state := link.Attrs().OperState
+		passing = passing && (state == netlink.OperUp || index == bridge && state == netlink.OperUnknown)
+	}
+	for _, p := range nic.Addresses {
+		// The kernel makes the route that lets an IPv6 address receive in the background.
+		routes, err := inside.RouteGet(p.Addr().AsSlice())
+		passing = passing && err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL
+	}
+	return passing, nil
 }
 
 // Tap implements model.Plug.
