@@ -12,17 +12,17 @@ import (
 
 const mostLines = 500
 
-func TestFilesAreShort(t *testing.T) {
-	for _, f := range source(t) {
+func filesAreShort(t *testing.T, source []file) {
+	for _, f := range source {
 		if f.lines > mostLines {
 			t.Errorf("%s has %d lines, at most %d: a file is one type or one verb", f.path, f.lines, mostLines)
 		}
 	}
 }
 
-func TestEveryPackageHasOneComment(t *testing.T) {
+func everyPackageHasOneComment(t *testing.T, source []file) {
 	comments := map[string][]string{}
-	for _, f := range source(t) {
+	for _, f := range source {
 		if f.test {
 			if f.syntax.Name.Name == "main" {
 				t.Errorf("%s: a test of package main", f.path)
@@ -43,8 +43,8 @@ func TestEveryPackageHasOneComment(t *testing.T) {
 	}
 }
 
-func TestNoInit(t *testing.T) {
-	for _, f := range source(t) {
+func noInit(t *testing.T, source []file) {
+	for _, f := range source {
 		for _, decl := range f.syntax.Decls {
 			if fn, ok := decl.(*ast.FuncDecl); ok && fn.Recv == nil && fn.Name.Name == "init" {
 				t.Errorf("%s has an init function: what happens is to be seen where it is called", f.path)
@@ -53,8 +53,8 @@ func TestNoInit(t *testing.T) {
 	}
 }
 
-func TestNoTODO(t *testing.T) {
-	for _, f := range source(t) {
+func noTODO(t *testing.T, source []file) {
+	for _, f := range source {
 		for _, group := range f.syntax.Comments {
 			for _, mark := range []string{"TODO", "FIXME", "XXX"} {
 				if strings.Contains(group.Text(), mark) && f.pkg != "internal/archtest" {
@@ -65,11 +65,11 @@ func TestNoTODO(t *testing.T) {
 	}
 }
 
-// TestNoMutableGlobals finds package-level variables that are assigned to, or whose type is made to be changed. State
+// noMutableGlobals finds package-level variables that are assigned to, or whose type is made to be changed. State
 // in them is shared by all tests of a process and by both of two daemons in one.
-func TestNoMutableGlobals(t *testing.T) {
+func noMutableGlobals(t *testing.T, source []file) {
 	byPackage := map[string][]file{}
-	for _, f := range source(t) {
+	for _, f := range source {
 		if !f.test {
 			byPackage[f.pkg] = append(byPackage[f.pkg], f)
 		}
@@ -200,8 +200,8 @@ var synonyms = map[string]string{"instance": "VE", "guest": "VE", "node": "host"
 // foreign are names that others chose for things of theirs: QEMU's guest agent, cloud-init's instance id, device nodes.
 var foreign = []string{"guestagent", "instanceid", "mknod", "makenode", "loopnode", "devicenode"}
 
-func TestNounsHaveNoSynonyms(t *testing.T) {
-	for _, f := range source(t) {
+func nounsHaveNoSynonyms(t *testing.T, source []file) {
+	for _, f := range source {
 		if f.pkg == "internal/archtest" {
 			continue
 		}

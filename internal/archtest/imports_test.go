@@ -74,8 +74,8 @@ func cutLast(pkg string) (up, name string, ok bool) {
 	return pkg[:i], pkg[i+1:], true
 }
 
-func TestImportsLookDown(t *testing.T) {
-	for _, f := range source(t) {
+func importsLookDown(t *testing.T, source []file) {
+	for _, f := range source {
 		if f.test || f.pkg == "internal/archtest" {
 			continue
 		}
@@ -94,9 +94,9 @@ func TestImportsLookDown(t *testing.T) {
 	}
 }
 
-func TestForbiddenImports(t *testing.T) {
+func forbiddenImports(t *testing.T, source []file) {
 	below := func(pkg, top string) bool { return pkg == top || strings.HasPrefix(pkg, top+"/") }
-	for _, f := range source(t) {
+	for _, f := range source {
 		ours, _ := f.imports()
 		for _, rule := range never {
 			if f.test && rule.from != "test" || !below(f.pkg, rule.from) {
@@ -111,8 +111,8 @@ func TestForbiddenImports(t *testing.T) {
 	}
 }
 
-func TestSuitesAreForTests(t *testing.T) {
-	for _, f := range source(t) {
+func suitesAreForTests(t *testing.T, source []file) {
+	for _, f := range source {
 		ours, _ := f.imports()
 		for _, to := range ours {
 			_, name, _ := cutLast(to)
@@ -124,8 +124,8 @@ func TestSuitesAreForTests(t *testing.T) {
 	}
 }
 
-func TestAPIImportsTheStandardLibraryOnly(t *testing.T) {
-	for _, f := range source(t) {
+func apiImportsTheStandardLibraryOnly(t *testing.T, source []file) {
+	for _, f := range source {
 		if f.pkg != "api" || f.test {
 			continue
 		}
@@ -147,8 +147,8 @@ var starters = map[string]string{
 	"internal/lab":      "a host's daemon outlives the call",
 }
 
-func TestToolsAreRunByPackageCommand(t *testing.T) {
-	for _, f := range source(t) {
+func toolsAreRunByPackageCommand(t *testing.T, source []file) {
+	for _, f := range source {
 		_, others := f.imports()
 		suite := strings.HasSuffix(f.pkg, "test")
 		if slices.Contains(others, "os/exec") && !f.test && !suite && starters[f.pkg] == "" {

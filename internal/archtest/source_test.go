@@ -54,6 +54,25 @@ func root(t *testing.T) string {
 	}
 }
 
+func TestRules(t *testing.T) {
+	files := source(t)
+	for name, rule := range map[string]func(*testing.T, []file){
+		"APIImportsTheStandardLibraryOnly": apiImportsTheStandardLibraryOnly,
+		"EveryPackageHasOneComment":        everyPackageHasOneComment,
+		"FilesAreShort":                    filesAreShort,
+		"ForbiddenImports":                 forbiddenImports,
+		"ImportsLookDown":                  importsLookDown,
+		"NoInit":                           noInit,
+		"NoMutableGlobals":                 noMutableGlobals,
+		"NoTODO":                           noTODO,
+		"NounsHaveNoSynonyms":              nounsHaveNoSynonyms,
+		"SuitesAreForTests":                suitesAreForTests,
+		"ToolsAreRunByPackageCommand":      toolsAreRunByPackageCommand,
+	} {
+		t.Run(name, func(t *testing.T) { rule(t, files) })
+	}
+}
+
 // source parses all Go files of the module, whatever their build constraints.
 func source(t *testing.T) []file {
 	t.Helper()

@@ -84,13 +84,18 @@ func writeDiagnosis(w io.Writer, found []api.Capability, colour bool) {
 	}
 }
 
-// packagesToInstall gathers the packages of remedies that do no more than install one.
+// packagesToInstall gathers the packages of remedies that do no more than install them.
 func packagesToInstall(found []api.Capability) []string {
 	var packages []string
 	for _, c := range found {
-		name, ok := strings.CutPrefix(c.Remedy, "apt-get install ")
-		if ok && !strings.ContainsAny(name, " ;&") && !slices.Contains(packages, name) {
-			packages = append(packages, name)
+		names, ok := strings.CutPrefix(c.Remedy, "apt-get install ")
+		if !ok || strings.ContainsAny(names, ";&(") || strings.HasPrefix(names, "-") {
+			continue
+		}
+		for _, name := range strings.Fields(names) {
+			if !slices.Contains(packages, name) {
+				packages = append(packages, name)
+			}
 		}
 	}
 	return packages

@@ -98,6 +98,7 @@ var packages = map[string]string{
 	"tune2fs":             "e2fsprogs",
 	"umount":              "mount",
 	"unshare":             "util-linux",
+	"xz":                  "xz-utils",
 	"unsquashfs":          "squashfs-tools",
 }
 

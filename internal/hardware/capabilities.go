@@ -46,6 +46,7 @@ func probes(dir string) []probe {
 		{"qemu-img", toolProbe("qemu-img")},
 		{"ovmf", probeOVMF},
 		{"mmdebstrap", toolProbe("mmdebstrap")},
+		{"image-tools", probeImageTools},
 		{"btrfs-progs", toolProbe("btrfs-progs")},
 		{"dnsmasq", toolProbe("dnsmasq")},
 		{"criu", probeCRIU},
