@@ -108,7 +108,13 @@ func (a *app) complain(err error) {
 
 // hint says what to do about an error that has nothing to do with the request itself.
 func (a *app) hint(err error) string {
-	if api.KindOf(err) == api.Unavailable && client.Unreachable(err) {
+	if !client.Unreachable(err) {
+		return ""
+	}
+	if errors.Is(err, os.ErrPermission) {
+		return "; become root, or join the group polder"
+	}
+	if api.KindOf(err) == api.Unavailable {
 		return "; start one with: polder serve, or a lab with: polder lab up (POLDER_HOST or `polder context` say which server is meant)"
 	}
 	return ""

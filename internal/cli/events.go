@@ -34,7 +34,7 @@ func newEventsCommand(a *app) *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().Int64Var(&after, "after", 0, "begin after the event with this id (default: from now on)")
+	cmd.Flags().Int64Var(&after, "after", 0, "begin after the event with this `ID` (default: from now on)")
 	cmd.Flags().BoolP("follow", "f", true, "go on until interrupted; it always does")
 	return cmd
 }

@@ -50,9 +50,9 @@ func newExecCommand(a *app) *cobra.Command {
 	f.SetInterspersed(false) // what follows NAME belongs to the command
 	f.BoolVarP(&forceTTY, "tty", "t", false, "give the command a terminal (default: when this is one)")
 	f.BoolVarP(&noTTY, "no-tty", "T", false, "give the command no terminal")
-	f.StringVarP(&req.User, "user", "u", "", "run as this user[:group] (default root)")
-	f.StringVarP(&req.Dir, "dir", "w", "", "run in this directory")
-	f.StringArrayVarP(&req.Env, "env", "e", nil, "set KEY=VALUE (may be repeated)")
+	f.StringVarP(&req.User, "user", "u", "", "run as this `USER[:GROUP]` (default root)")
+	f.StringVarP(&req.Dir, "dir", "w", "", "run in this `DIR`")
+	f.StringArrayVarP(&req.Env, "env", "e", nil, "set `KEY=VALUE` (may be repeated)")
 	return cmd
 }
 

@@ -101,6 +101,11 @@ func (a *app) askToCancel(ctx context.Context, c *client.Client, t *tracker, id 
 	}
 }
 
+// afterwards is for a look at what an operation made: it may have succeeded although the user asked it to stop.
+func afterwards(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), askTime)
+}
+
 // outcome is the error of an operation that did not succeed.
 func outcome(title string, op api.Operation) error {
 	switch op.State {

@@ -53,11 +53,11 @@ func newImageBuildCommand(a *app) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&req.Alias, "alias", "", "name of the image (default: the source)")
-	f.StringVar(&req.Description, "description", "", "text for people")
-	f.StringSliceVar(&req.Packages, "package", nil, "more packages (may be repeated)")
+	f.StringVar(&req.Alias, "alias", "", "`NAME` of the image (default: the source)")
+	f.StringVar(&req.Description, "description", "", "`TEXT` for people")
+	f.StringSliceVar(&req.Packages, "package", nil, "more `PACKAGES` (may be repeated)")
 	f.BoolVar(&req.CloudInit, "cloud-init", false, "include cloud-init")
-	f.StringVar(&req.Mirror, "mirror", "", "URL to get packages from (default: the distribution's)")
+	f.StringVar(&req.Mirror, "mirror", "", "`URL` to get packages from (default: the distribution's)")
 	w.flags(cmd)
 	return cmd
 }
@@ -79,6 +79,8 @@ func (a *app) makeImage(ctx context.Context, wait bool, alias, title string, sta
 }
 
 func (a *app) showMade(ctx context.Context, c *client.Client, alias string) error {
+	ctx, cancel := afterwards(ctx)
+	defer cancel()
 	image, err := c.Image(ctx, alias)
 	if err != nil {
 		return err

@@ -33,8 +33,8 @@ func newImageImportCommand(a *app) *cobra.Command {
 			return a.importImage(cmd.Context(), req, args[0], w.wanted())
 		},
 	}
-	cmd.Flags().StringVar(&req.Description, "description", "", "text for people")
-	cmd.Flags().StringVar(&format, "format", "", "tar, squashfs, qcow2, raw or oci (default: found out from the content)")
+	cmd.Flags().StringVar(&req.Description, "description", "", "`TEXT` for people")
+	cmd.Flags().StringVar(&format, "format", "", "`FORMAT`: tar, squashfs, qcow2, raw or oci (default: found out from the content)")
 	completeWords(cmd, "format", "tar", "squashfs", "qcow2", "raw", "oci")
 	w.flags(cmd)
 	return cmd
@@ -163,7 +163,7 @@ func newImageExportCommand(a *app) *cobra.Command {
 			return a.exportImage(cmd.Context(), args[0], api.ImageFormat(format), args[1], force)
 		},
 	}
-	cmd.Flags().StringVar(&format, "format", "", "tar, squashfs, qcow2, raw or oci (default: by the file's name, else tar)")
+	cmd.Flags().StringVar(&format, "format", "", "`FORMAT`: tar, squashfs, qcow2, raw or oci (default: by the file's name, else tar)")
 	cmd.Flags().BoolVar(&force, "force", false, "replace the file when it is there")
 	completeWords(cmd, "format", "tar", "squashfs", "qcow2", "raw", "oci")
 	return cmd

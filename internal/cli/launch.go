@@ -46,17 +46,17 @@ func newLaunchCommand(a *app) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&model, "model", string(api.Container), "how to run it: container, vm or partition")
-	f.IntVar(&req.CPUs, "cpus", 0, "number of CPUs (default 1)")
+	f.StringVar(&model, "model", string(api.Container), "`MODEL` to run it under: container, vm or partition")
+	f.IntVar(&req.CPUs, "cpus", 0, "number `N` of CPUs (default 1)")
 	f.Var(&memory, "memory", "memory, such as 512MiB or 2GiB (default 512MiB)")
 	f.Var(&disk, "disk", "size of the disk (default 10GiB, or the image's size when larger)")
-	f.StringVar(&req.Host, "host", "", "the host to run it on")
-	f.StringVar(&req.Pool, "pool", "", "the pool for its disk")
-	f.StringVar(&cloudInit, "cloud-init", "", "file with cloud-init user-data")
+	f.StringVar(&req.Host, "host", "", "the `HOST` to run it on")
+	f.StringVar(&req.Pool, "pool", "", "the `POOL` for its disk")
+	f.StringVar(&cloudInit, "cloud-init", "", "`FILE` with cloud-init user-data")
 	f.BoolVar(&req.Ephemeral, "ephemeral", false, "delete it when it stops")
-	f.StringArrayVar(&labels, "label", nil, "label K=V (may be repeated)")
-	f.StringVar(&restart, "restart", "", "when it ends by itself: never, on-failure or always (default on-failure)")
-	f.StringVar(&firmware, "firmware", "", "of a vm: bios or uefi (default bios)")
+	f.StringArrayVar(&labels, "label", nil, "label `K=V` (may be repeated)")
+	f.StringVar(&restart, "restart", "", "`POLICY` when it ends by itself: never, on-failure or always (default on-failure)")
+	f.StringVar(&firmware, "firmware", "", "`FIRMWARE` of a vm: bios or uefi (default bios)")
 	f.BoolVar(&req.NoStart, "no-start", false, "make it, leave it stopped")
 	w.flags(cmd)
 	completeWords(cmd, "model", "container", "vm", "partition")
@@ -100,6 +100,8 @@ func (a *app) launch(ctx context.Context, req api.LaunchRequest, wait bool) erro
 	if !wait {
 		return a.showStarted(end.op)
 	}
+	ctx, cancel := afterwards(ctx)
+	defer cancel()
 	ve, err := c.VE(ctx, req.Name)
 	if api.KindOf(err) == api.NotFound {
 		return nil // an ephemeral one can be gone already

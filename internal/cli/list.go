@@ -36,9 +36,9 @@ func newListCommand(a *app) *cobra.Command {
 			return a.show(ves, veTable(ves).write)
 		},
 	}
-	cmd.Flags().StringArrayVar(&labels, "label", nil, "only those with the label K=V, or with any label K (may be repeated: all must match)")
-	cmd.Flags().StringSliceVar(&states, "state", nil, "only those in one of these states")
-	cmd.Flags().StringVar(&model, "model", "", "only those of this model")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "only those with the label `K=V`, or with any label K (may be repeated: all must match)")
+	cmd.Flags().StringSliceVar(&states, "state", nil, "only those in one of these `STATES`")
+	cmd.Flags().StringVar(&model, "model", "", "only those of this `MODEL`")
 	completeWords(cmd, "state", veStates()...)
 	completeWords(cmd, "model", "container", "vm", "partition")
 	return cmd

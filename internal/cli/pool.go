@@ -80,7 +80,7 @@ func newVolumeListCommand(a *app) *cobra.Command {
 			return a.show(volumes, t.write)
 		},
 	}
-	cmd.Flags().StringVar(&pool, "pool", "", "only those of this pool")
+	cmd.Flags().StringVar(&pool, "pool", "", "only those of this `POOL`")
 	must(cmd.RegisterFlagCompletionFunc("pool", a.complete(a.poolNames)))
 	return cmd
 }

@@ -139,7 +139,7 @@ func newRestartCommand(a *app) *cobra.Command {
 func stopFlags(cmd *cobra.Command, req *api.StopRequest) {
 	var grace time.Duration
 	cmd.Flags().BoolVar(&req.Force, "force", false, "kill instead of an orderly halt")
-	cmd.Flags().DurationVar(&grace, "timeout", 0, "how long an orderly halt may take before it is killed (default 30s)")
+	cmd.Flags().DurationVar(&grace, "timeout", 0, "`TIME` that an orderly halt may take before it is killed (default 30s)")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
 		if grace < 0 || grace%time.Second != 0 {
 			return api.Errorf(api.Invalid, "--timeout %s: want whole seconds, such as 90s", grace)

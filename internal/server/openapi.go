@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"net/http"
+	"reflect"
 	"sync"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -15,6 +16,7 @@ func describe(version string) huma.Config {
 	config := huma.DefaultConfig("Polder", version)
 	config.CreateHooks = nil
 	config.OpenAPIPath, config.DocsPath, config.SchemasPath = "", "", ""
+	config.Components.Schemas.RegisterTypeAlias(reflect.TypeFor[Problem](), reflect.TypeFor[api.Problem]())
 	config.RejectUnknownQueryParameters = true
 	config.Info.Description = "Virtual environments: containers, virtual machines and partitions from one image. " +
 		"Errors are RFC 9457 problems with a `kind`. An image's alias holds slashes: escape them in a path (`debian%2F13`)."

@@ -71,6 +71,8 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, run func(context
 		conn.Close(websocket.StatusPolicyViolation, "protocol error") //nolint:errcheck // best effort
 		return
 	}
+	// A backend that only waits for input learns of the end by it.
+	defer context.AfterFunc(commandCtx, func() { t.input.fail(api.Errorf(api.Cancelled, "the session has ended")) })()
 	received := make(chan struct{})
 	go func() {
 		defer close(received)

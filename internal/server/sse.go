@@ -50,6 +50,7 @@ func newEventStream(ctx context.Context, w http.ResponseWriter) *eventStream {
 func (s *eventStream) close() {
 	s.stop()
 	s.beats.Wait()
+	s.control.SetWriteDeadline(time.Time{}) //nolint:errcheck // the connection is used again, by requests without one
 }
 
 // send writes one event; name "" is the default ("message"), id 0 none.

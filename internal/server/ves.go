@@ -17,7 +17,7 @@ type veInput struct {
 }
 
 type stopInput struct {
-	veInput
+	Name string `path:"name" doc:"name of the VE"`
 	Body *api.StopRequest
 }
 
