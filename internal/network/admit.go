@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -15,22 +14,13 @@ import (
 // by all who use them, chains of our own are hung in there, as docker and libvirt do. Other tables belong to somebody: it
 // is only said what to do there.
 
-// baseChain is a chain that nft lists; Hook and Policy are empty for one that is only jumped to.
-type baseChain struct {
-	Family string `json:"family"`
-	Table  string `json:"table"`
-	Name   string `json:"name"`
-	Hook   string `json:"hook"`
-	Policy string `json:"policy"`
-}
-
 // dropsVEs says whether the chain drops what no rule of its own accepts, where VEs' packets come by.
-func (c baseChain) dropsVEs() bool {
+func (c chain) dropsVEs() bool {
 	return (c.Hook == "forward" || c.Hook == "input") && c.Policy == "drop"
 }
 
 // iptables is the tool whose table the chain is in, or "".
-func (c baseChain) iptables() string {
+func (c chain) iptables() string {
 	switch {
 	case c.Table != "filter":
 		return ""
@@ -48,13 +38,9 @@ func admissionChains() map[string]string {
 }
 
 // admit lets VEs' packets through the drop policies of others, as far as that can be done.
-func admit(ctx context.Context, cfg Config, dnsPort int, log *slog.Logger) error {
-	chains, err := listChains(ctx)
-	if err != nil {
-		return err
-	}
+func admit(ctx context.Context, cfg Config, dnsPort int, present []chain, log *slog.Logger) error {
 	done := map[string]bool{}
-	for _, c := range chains {
+	for _, c := range present {
 		tool := c.iptables()
 		switch {
 		case c.Table == "firewalld" && c.Hook == "forward":
@@ -138,31 +124,4 @@ func dismiss(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-func listChains(ctx context.Context) ([]baseChain, error) {
-	out, err := command.Run(ctx, nil, "nft", "-j", "list", "chains")
-	if err != nil {
-		return nil, fmt.Errorf("list firewall rules: %w", err)
-	}
-	return parseChains(out)
-}
-
-// parseChains reads nft's JSON (libnftables-json(5)).
-func parseChains(text []byte) ([]baseChain, error) {
-	var list struct {
-		Objects []struct {
-			Chain *baseChain `json:"chain"`
-		} `json:"nftables"`
-	}
-	if err := json.Unmarshal(text, &list); err != nil {
-		return nil, fmt.Errorf("read nft's list of chains: %w", err)
-	}
-	var chains []baseChain
-	for _, o := range list.Objects {
-		if o.Chain != nil {
-			chains = append(chains, *o.Chain)
-		}
-	}
-	return chains, nil
 }

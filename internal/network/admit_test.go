@@ -15,7 +15,7 @@ func TestParseChains(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []baseChain{
+	want := []chain{
 		{"ip", "filter", "FORWARD", "forward", "drop"}, {"ip", "filter", "DOCKER-USER", "", ""},
 		{"inet", "mine", "in", "input", "drop"}, {"ip", "nat", "POSTROUTING", "postrouting", "accept"},
 	}

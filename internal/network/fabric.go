@@ -77,16 +77,25 @@ func (f *Fabric) Up(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	if err := rulesUp(ctx, cfg, port); err != nil {
-		return err
-	}
-	if err := admit(ctx, cfg, port, f.log); err != nil {
+	if err := f.firewall(ctx, cfg, port); err != nil {
 		return err
 	}
 	f.mu.Lock()
 	f.cfg = &cfg
 	f.mu.Unlock()
 	return nil
+}
+
+// firewall sets up address translation, and passage through other firewalls, where they are not there yet.
+func (f *Fabric) firewall(ctx context.Context, cfg Config, dnsPort int) error {
+	present, err := listChains(ctx)
+	if err == nil {
+		err = rulesUp(ctx, cfg, dnsPort, present)
+	}
+	if err == nil {
+		err = admit(ctx, cfg, dnsPort, present, f.log)
+	}
+	return err
 }
 
 // Down removes all that Up made on this host, also when another process made it, and puts kernel settings back. It can
@@ -150,9 +159,7 @@ func (f *Fabric) publish(ctx context.Context, cfg Config, p *publication, list f
 	}
 	port, started, err := f.resolver.ensure(ctx, cfg)
 	if err == nil && started { // the port may be another one
-		if err = rulesUp(ctx, cfg, port); err == nil {
-			err = admit(ctx, cfg, port, f.log)
-		}
+		err = f.firewall(ctx, cfg, port)
 	}
 	if err == nil {
 		err = f.resolver.serve(ctx, cfg, port, hostsFile(cfg, leases), dhcpFile(leases))

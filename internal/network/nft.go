@@ -2,7 +2,10 @@ package network
 
 import (
 	"context"
+	"encoding/hex"
+	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"polder/internal/command"
@@ -12,10 +15,16 @@ import (
 //
 // There are no accept rules in it: a packet must pass every base chain, so accepting one in a table of our own does not
 // keep another table from dropping it (see admit).
-func rules(cfg Config, dnsPort int) string {
+//
+// The empty chain stands for the content of the others: a table that has it is the same one.
+func rules(cfg Config, dnsPort int) (text, chain string) {
+	body := ruleChains(cfg, dnsPort)
+	chain = "rules_" + hex.EncodeToString(digest("rules", body)[:6])
+	return "table inet polder\ndelete table inet polder\ntable inet polder {\n" + body + "\tchain " + chain + " {\n\t}\n}\n", chain
+}
+
+func ruleChains(cfg Config, dnsPort int) string {
 	var b strings.Builder
-	b.WriteString("table inet polder\ndelete table inet polder\ntable inet polder {\n")
-	fmt.Fprintf(&b, "\tcomment \"network %s\"\n", cfg.Name)
 	if cfg.NAT {
 		b.WriteString("\tchain postrouting {\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n")
 		fmt.Fprintf(&b, "\t\tip saddr %s oifname != \"%s\" masquerade\n", cfg.IPv4.Masked(), cfg.Bridge)
@@ -29,13 +38,16 @@ func rules(cfg Config, dnsPort int) string {
 		}
 		b.WriteString("\t}\n")
 	}
-	b.WriteString("}\n")
 	return b.String()
 }
 
-// rulesUp puts the table in place of the one that may be there. Connections under way keep their translation.
-func rulesUp(ctx context.Context, cfg Config, dnsPort int) error {
-	if _, err := command.Run(ctx, strings.NewReader(rules(cfg, dnsPort)), "nft", "-f", "-"); err != nil {
+// rulesUp puts the table in place of another one. Connections under way keep their translation.
+func rulesUp(ctx context.Context, cfg Config, dnsPort int, present []chain) error {
+	text, mark := rules(cfg, dnsPort)
+	if slices.ContainsFunc(present, func(c chain) bool { return c.Family == "inet" && c.Table == "polder" && c.Name == mark }) {
+		return nil
+	}
+	if _, err := command.Run(ctx, strings.NewReader(text), "nft", "-f", "-"); err != nil {
 		return fmt.Errorf("network %q: set up nat: %w", cfg.Name, err)
 	}
 	return nil
@@ -47,4 +59,41 @@ func rulesDown(ctx context.Context) error {
 		return fmt.Errorf("remove nat: %w", err)
 	}
 	return nil
+}
+
+// chain is one that nft lists; Hook and Policy are empty when it is only jumped to.
+type chain struct {
+	Family string `json:"family"`
+	Table  string `json:"table"`
+	Name   string `json:"name"`
+	Hook   string `json:"hook"`
+	Policy string `json:"policy"`
+}
+
+// listChains lists the chains of all tables on this host.
+func listChains(ctx context.Context) ([]chain, error) {
+	out, err := command.Run(ctx, nil, "nft", "-j", "list", "chains")
+	if err != nil {
+		return nil, fmt.Errorf("list firewall rules: %w", err)
+	}
+	return parseChains(out)
+}
+
+// parseChains reads nft's JSON (libnftables-json(5)).
+func parseChains(text []byte) ([]chain, error) {
+	var list struct {
+		Objects []struct {
+			Chain *chain `json:"chain"`
+		} `json:"nftables"`
+	}
+	if err := json.Unmarshal(text, &list); err != nil {
+		return nil, fmt.Errorf("read nft's list of chains: %w", err)
+	}
+	var chains []chain
+	for _, o := range list.Objects {
+		if o.Chain != nil {
+			chains = append(chains, *o.Chain)
+		}
+	}
+	return chains, nil
 }

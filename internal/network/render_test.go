@@ -54,11 +54,24 @@ func testLeases(t *testing.T, names ...string) []Lease {
 }
 
 func TestRules(t *testing.T) {
-	golden(t, "default.nft", rules(testConfig(), portDNS))
-	golden(t, "port-elsewhere.nft", rules(testConfig(), portDNSElse))
 	routed := testConfig()
 	routed.NAT = false
-	golden(t, "routed.nft", rules(routed, portDNS))
+	marks := map[string]bool{}
+	for name, tc := range map[string]struct {
+		cfg  Config
+		port int
+	}{
+		"default.nft":        {testConfig(), portDNS},
+		"port-elsewhere.nft": {testConfig(), portDNSElse},
+		"routed.nft":         {routed, portDNS},
+	} {
+		text, mark := rules(tc.cfg, tc.port)
+		golden(t, name, text)
+		if marks[mark] {
+			t.Errorf("%s: %s is another's mark", name, mark)
+		}
+		marks[mark] = true
+	}
 }
 
 func TestDnsmasqFiles(t *testing.T) {
