@@ -101,7 +101,7 @@ func (m *Model) process(ve model.Spec, w *model.Watch) (model.Process, error) {
 	exited := make(chan model.Exit, 1)
 	go func() {
 		defer close(exited)
-		if status, ok := <-w.Exited; ok {
+		if status, ok := keepLogShort(ve, w.Exited); ok {
 			_, halting := a.halting.Load(w.PID)
 			exited <- ended(ve, status, halting)
 		}
@@ -130,6 +130,9 @@ func (m *Model) switchCPUs(ctx context.Context, ve model.Spec, verb, do string) 
 		defer c.Close()
 		err = c.Execute(ctx, do, nil, nil)
 	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return api.Errorf(api.Unavailable, "%s vm %q: %w", verb, ve.Name, err)
+	}
 	if err != nil {
 		return fmt.Errorf("%s vm %q: %w", verb, ve.Name, err)
 	}
@@ -143,11 +146,7 @@ func (m *Model) dial(ctx context.Context, ve model.Spec) (*qmp.Client, error) {
 	} else if pid == 0 {
 		return nil, notRunning(ve)
 	}
-	c, err := qmp.Dial(ctx, qmpSocket(ve))
-	if errors.Is(err, context.DeadlineExceeded) {
-		return nil, api.Errorf(api.Unavailable, "qemu does not answer: %w", err)
-	}
-	return c, err
+	return qmp.Dial(ctx, qmpSocket(ve))
 }
 
 func notRunning(ve model.Spec) error {

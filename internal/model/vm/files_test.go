@@ -236,3 +236,34 @@ func TestInboxGathersAndEnds(t *testing.T) {
 		t.Error("taking with a cancelled context")
 	}
 }
+
+func TestLogIsCutToItsEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	text := strings.Repeat("a", 3<<20) + "the end"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	qemu, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer qemu.Close()
+	for _, most := range []int64{4 << 20, 2 << 20} {
+		if err := cutLog(path, most); err != nil {
+			t.Fatal(err)
+		}
+		want := text
+		if most < int64(len(text)) {
+			want = text[len(text)-logKept:]
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != want {
+			t.Errorf("at most %d: %d bytes, %v; want %d", most, len(got), err, len(want))
+		}
+	}
+	if _, err := qemu.WriteString(" and more"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || !strings.HasSuffix(string(got), "the end and more") {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}

@@ -117,11 +117,7 @@ func (m *Model) start(ctx context.Context, ve model.Spec) (model.Process, error)
 	if w, err := find(ve); err != nil {
 		return model.Process{}, err
 	} else if w != nil {
-		// One whose start was cut off may still be on its way to answering.
-		if err := ready(ctx, ve, w); err != nil {
-			return model.Process{}, errors.Join(err, m.tidyAfter(ctx, ve, w))
-		}
-		return m.process(ve, w)
+		return m.process(ve, w) // also one whose start was cut off: should it fail yet, its end says so
 	}
 	if err := m.clean(ctx, ve); err != nil {
 		return model.Process{}, err
