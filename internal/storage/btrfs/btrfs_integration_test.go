@@ -203,28 +203,35 @@ func BenchmarkCloneDelete(b *testing.B) {
 			b.Error(err)
 		}
 	}()
-	b.Run("clone", func(b *testing.B) {
-		for b.Loop() {
-			if _, err := p.Clone(b.Context(), "b", storage.Tree, "v", api.GiB); err != nil {
-				b.Fatal(err)
+	if err := p.AddBase(b.Context(), "b", storage.Disk, func(_ context.Context, path string) error {
+		return os.WriteFile(path, make([]byte, 256<<20), 0o600)
+	}); err != nil {
+		b.Fatal(err)
+	}
+	for _, kind := range []storage.Kind{storage.Tree, storage.Disk} {
+		b.Run("clone-"+string(kind), func(b *testing.B) {
+			for b.Loop() {
+				if _, err := p.Clone(b.Context(), "b", kind, "v", api.GiB); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				if err := p.Delete(b.Context(), "v"); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
 			}
-			b.StopTimer()
-			if err := p.Delete(b.Context(), "v"); err != nil {
-				b.Fatal(err)
+		})
+		b.Run("delete-"+string(kind), func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				if _, err := p.Clone(b.Context(), "b", kind, "v", api.GiB); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+				if err := p.Delete(b.Context(), "v"); err != nil {
+					b.Fatal(err)
+				}
 			}
-			b.StartTimer()
-		}
-	})
-	b.Run("delete", func(b *testing.B) {
-		for b.Loop() {
-			b.StopTimer()
-			if _, err := p.Clone(b.Context(), "b", storage.Tree, "v", api.GiB); err != nil {
-				b.Fatal(err)
-			}
-			b.StartTimer()
-			if err := p.Delete(b.Context(), "v"); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
+		})
+	}
 }

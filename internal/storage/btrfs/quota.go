@@ -51,11 +51,12 @@ func openQuota(path string) quota {
 	mode := q.mode()
 	if mode == "" {
 		args := [2]uint64{enableSimpleQuota}
-		if err := ioctl(f, iocQuotaCtl, unsafe.Pointer(&args)); err != nil {
+		err := ioctl(f, iocQuotaCtl, unsafe.Pointer(&args))
+		// Another pool's daemon may have been quicker.
+		if mode = q.mode(); mode == "" && err != nil {
 			q.why = fmt.Sprintf("the kernel has no simple quotas for btrfs (%v): they need Linux 6.7", err)
 			return q
 		}
-		mode = q.mode()
 	}
 	if mode == "" {
 		q.why = "simple quotas were turned on, but " + q.sysfs + " does not show them: mount -t sysfs sysfs /sys"

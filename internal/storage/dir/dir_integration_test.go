@@ -123,3 +123,37 @@ func TestOverlayIsRefused(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A pool that gets full while a volume is made keeps nothing of it, and works again when there is room.
+func TestFullWhileCloning(t *testing.T) {
+	mount := t.TempDir()
+	run(t, "mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", mount)
+	t.Cleanup(func() {
+		if err := unix.Unmount(mount, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	p := open(t, mount)
+	err := p.AddBase(t.Context(), "b", storage.Disk, func(_ context.Context, path string) error {
+		return os.WriteFile(path, make([]byte, 64<<10), 0o600)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	filler := filepath.Join(mount, "filler")
+	if _, err := command.Run(t.Context(), nil, "dd", "if=/dev/zero", "of="+filler, "bs=4k"); api.KindOf(err) != api.Exhausted {
+		t.Fatalf("got %v", err)
+	}
+	if _, err := p.Clone(t.Context(), "b", storage.Disk, "v", 0); api.KindOf(err) != api.Exhausted || !strings.Contains(err.Error(), "is full: delete") {
+		t.Errorf("got %v", err)
+	}
+	if left, err := os.ReadDir(filepath.Join(mount, "volumes")); err != nil || len(left) > 0 {
+		t.Errorf("left over: %v, %v", left, err)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Clone(t.Context(), "b", storage.Disk, "v", 0); err != nil {
+		t.Error(err)
+	}
+}

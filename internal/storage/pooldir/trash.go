@@ -18,6 +18,9 @@ const leftovers = 8
 
 // toTrash takes a base or volume out of sight at one instant; "": it was not there.
 func (p *Pool) toTrash(dir string) (string, error) {
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
 	if at, err := mountBelow(dir); err != nil {
 		return "", err
 	} else if at != "" {
