@@ -162,6 +162,15 @@ func TestDHCPv4(t *testing.T) {
 	}
 }
 
+// A client that others wrote gets the same.
+func TestDHCPWithBusybox(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	v := w.bare("a")
+	out := v.run("busybox", "udhcpc", "-f", "-n", "-q", "-t", "3", "-i", "eth0", "-s", "/bin/true")
+	wantIn(t, out, "lease of "+w.leases[0].IPv4.Addr().String()+" obtained from "+w.cfg.IPv4.Addr().String())
+}
+
 func TestDHCPv6AndRouterAdvertisements(t *testing.T) {
 	w := newWorld(t)
 	w.up()

@@ -28,7 +28,7 @@ func filesIn(dir string) files {
 }
 
 // dnsmasqConf is the configuration of the network's dnsmasq. It reads nothing of the host's but /etc/resolv.conf, keeps
-// nothing on disk, and listens on the bridge only. DHCP answers known MACs only, with their one address for ever.
+// nothing on disk, and listens on the bridge only. DHCP answers known MACs only, with their one address.
 func dnsmasqConf(cfg Config, f files, account string, dnsPort int) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
@@ -41,6 +41,7 @@ func dnsmasqConf(cfg Config, f files, account string, dnsPort int) string {
 	line("rev-server=%s\nrev-server=%s", cfg.IPv4.Masked(), cfg.IPv6.Masked())
 
 	line("dhcp-hostsfile=%s\nleasefile-ro\ndhcp-authoritative\ndhcp-rapid-commit", f.dhcp)
+	line("dhcp-lease-max=%d", 4<<(32-minBits4)) // enough for every VE twice
 	line("quiet-dhcp\nquiet-dhcp6\nquiet-ra")
 	// A lease is found again by MAC alone, so that release can drop it; names come from the hosts file alone.
 	line("dhcp-ignore-clid\ndhcp-ignore-names")
@@ -81,11 +82,13 @@ func hostsFile(cfg Config, leases []Lease) []byte {
 	return []byte(b.String())
 }
 
-// dhcpFile is the leases for DHCP: MAC, addresses, for ever.
+// dhcpFile is the leases for DHCP. IPv4 addresses are given for ever, and released when the VE goes. A DHCPv6 lease can
+// only be released by who has it: it ends after a day without a renewal, so that dnsmasq does not fill up.
 func dhcpFile(leases []Lease) []byte {
 	var b strings.Builder
 	for _, l := range sorted(leases) {
-		b.WriteString(l.MAC + "," + l.IPv4.Addr().String() + ",[" + l.IPv6.Addr().String() + "],infinite\n")
+		b.WriteString(l.MAC + "," + l.IPv4.Addr().String() + ",infinite\n")
+		b.WriteString(l.MAC + ",[" + l.IPv6.Addr().String() + "],1d\n")
 	}
 	return []byte(b.String())
 }

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"polder/api"
 )
 
@@ -126,16 +128,34 @@ func TestTapIsTheUsers(t *testing.T) {
 	}
 }
 
-// openTap opens a tap device as a user without rights.
+// openTap opens a tap device in a process of a user without rights (see TestMain).
 func openTap(uid uint32, node, name string) error {
-	const script = `import fcntl, struct, sys
-fcntl.ioctl(open(sys.argv[2], 'r+b', buffering=0), 0x400454ca, struct.pack('16sH22x', sys.argv[1].encode(), 0x5002))`
-	cmd := exec.Command("python3", "-c", script, name, node)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = []string{tapNode + "=" + node, tapName + "=" + name}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	return nil
+}
+
+const (
+	tapNode = "POLDER_NETWORK_TEST_TAP_NODE"
+	tapName = "POLDER_NETWORK_TEST_TAP_NAME"
+)
+
+// tapOpener is what runs in that process.
+func tapOpener() error {
+	fd, err := unix.Open(os.Getenv(tapNode), unix.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	req, err := unix.NewIfreq(os.Getenv(tapName))
+	if err != nil {
+		return err
+	}
+	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	return unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
 }
 
 // The first packet after Veth gets through: one that is lost to an end without a carrier costs the VE a second.
