@@ -153,7 +153,7 @@ type kernel struct {
 }
 
 // kernelArgs are for both consoles; the serial one is the one that is logged. GPT discovery would probe for what fstab says.
-const kernelArgs = "root=LABEL=" + rootLabel + " ro quiet console=tty0 console=ttyS0,115200n8 systemd.gpt_auto=0"
+const kernelArgs = "root=LABEL=" + rootLabel + " rw quiet console=tty0 console=ttyS0,115200n8 systemd.gpt_auto=0"
 
 // grubConfig is the configuration of GRUB's core: it boots what the distribution's symlinks name (they are kept at the newest kernel
 // when one is installed inside), and the kernel that was found when the disk was made where there are none. The system
@@ -170,4 +170,3 @@ func (k kernel) grubConfig() string {
 
 // grubQuote is for paths that findKernel gives: it lets no quotes through.
 func grubQuote(path string) string { return "'" + path + "'" }
-

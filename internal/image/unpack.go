@@ -91,7 +91,7 @@ func (u *unpacker) archive(ctx context.Context, r io.Reader) error {
 		}
 		h, err := t.Next()
 		if err == io.EOF {
-			return end.check()
+			return end.check(u.layer)
 		}
 		if err != nil {
 			return archiveError(err)
@@ -146,9 +146,9 @@ func (e *endReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// check reads what follows the end: it may be padding only.
-func (e *endReader) check() error {
-	if e.eof {
+// check reads what follows the end: it may be padding only. A layer may lack its end: its digest says whether it is whole.
+func (e *endReader) check(layer bool) error {
+	if e.eof && !layer {
 		return api.Errorf(api.Invalid, "the archive is truncated: it has no end mark")
 	}
 	buffer := make([]byte, 64<<10)
