@@ -39,8 +39,8 @@ func (c *Client) Console(ctx context.Context, name string, size api.Resize, s St
 }
 
 func (c *Client) session(ctx context.Context, path string, req api.ExecRequest, s Streams) (int, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	conn, res, err := websocket.Dial(ctx, c.base+path, &websocket.DialOptions{HTTPClient: c.http})
 	if err != nil {
 		if res != nil && res.StatusCode != http.StatusSwitchingProtocols && res.StatusCode >= 400 {
@@ -58,8 +58,8 @@ func (c *Client) session(ctx context.Context, path string, req api.ExecRequest, 
 	}
 	if s.Stdin != nil {
 		go func() {
-			if err := t.sendInput(ctx); err != nil {
-				cancel(err)
+			if t.sendInput(ctx) != nil {
+				cancel()
 			}
 		}()
 	} else if err := t.send(ctx, api.StreamStdin, nil); err != nil {
@@ -67,10 +67,13 @@ func (c *Client) session(ctx context.Context, path string, req api.ExecRequest, 
 	}
 	go t.sendControls(ctx)
 	code, err := t.receive(ctx)
-	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(cause, context.Canceled) {
-		err = cause // of the input
-	}
 	if err != nil {
+		t.mu.Lock()
+		broken := t.inputErr
+		t.mu.Unlock()
+		if broken != nil {
+			return 0, api.Errorf(api.Internal, "read input: %w", broken)
+		}
 		return 0, c.failed(ctx, err)
 	}
 	conn.Close(websocket.StatusNormalClosure, "") //nolint:errcheck // all has been said
@@ -87,6 +90,8 @@ type stream struct {
 	sent    int64 // bytes of input
 	room    int64 // sent may grow up to this
 	stopped bool
+	// inputErr is why stdin could not be read to its end.
+	inputErr error
 }
 
 // stop ends a wait for room.
@@ -111,6 +116,9 @@ func (t *stream) sendInput(ctx context.Context) error {
 			return nil
 		}
 		if err != nil {
+			t.mu.Lock()
+			t.inputErr = err
+			t.mu.Unlock()
 			return err
 		}
 	}
