@@ -128,50 +128,46 @@ func (d driver) CloneDisk(_ context.Context, base, dir string, meta pooldir.Meta
 	return pooldir.ReflinkDisk(base, dir, meta)
 }
 
-// Purge removes all subvolumes in dir with those nested in them, then the rest. The quota group can go only when the
-// kernel has dropped the subvolumes, which it does later; until then dir stays, with nothing but its meta.
-func (d driver) Purge(_ context.Context, dir string) (bool, error) {
+// Purge removes all subvolumes in dir with those nested in them, the quota group, then the rest.
+func (d driver) Purge(_ context.Context, dir string) error {
 	meta, err := pooldir.ReadMeta(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return false, err
+		return err
 	}
 	if meta.QGroup != 0 {
 		// A full group would refuse even the little that deleting writes.
 		if err := d.quota.limit(meta.QGroup, 0); err != nil && !noGroup(err) {
-			return false, err
+			return err
 		}
 	}
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
-		return true, nil
+		return nil
 	} else if err != nil {
-		return false, err
+		return err
 	}
 	for _, e := range entries {
-		if e.Name() == "meta" {
+		path := filepath.Join(dir, e.Name())
+		if e.Name() == "meta" { // last: it names the group
 			continue
 		}
-		path := filepath.Join(dir, e.Name())
-		if err := destroyBelow(path); err != nil {
-			return false, fmt.Errorf("delete subvolumes of %s: %w", path, err)
+		if err := d.destroyAt(path, meta.QGroup); err != nil {
+			return fmt.Errorf("delete subvolumes of %s: %w", path, err)
 		}
 		if err := os.RemoveAll(path); err != nil {
-			return false, err
+			return err
 		}
 	}
 	if meta.QGroup != 0 {
-		switch err := d.quota.remove(meta.QGroup); {
-		case errors.Is(err, unix.EBUSY):
-			return false, nil
-		case err != nil && !noGroup(err):
-			return false, err
+		if err := d.quota.remove(meta.QGroup); err != nil && !noGroup(err) {
+			return err
 		}
 	}
-	return true, os.RemoveAll(dir)
+	return os.RemoveAll(dir)
 }
 
-// destroyBelow deletes the subvolume at path, if it is one, and all that are nested in it.
-func destroyBelow(path string) error {
+// destroyAt deletes the subvolume at path, if it is one, and all that are nested in it.
+func (d driver) destroyAt(path string, group uint64) error {
 	isSubvolume, err := isSubvolumeRoot(path)
 	if err != nil || !isSubvolume {
 		return err
@@ -190,17 +186,23 @@ func destroyBelow(path string) error {
 		return err
 	}
 	defer parent.Close()
-	return destroyTree(parent, id)
+	return d.destroy(parent, id, group)
 }
 
-// destroyTree deletes subvolumes by id, the innermost first: no name made inside a VE is followed.
-func destroyTree(within *os.File, id uint64) error {
+// destroy deletes subvolumes by id, the innermost first: no name made inside a VE is followed. Each leaves the quota
+// group before, as the kernel drops it later and the group can go only when none is in it.
+func (d driver) destroy(within *os.File, id, group uint64) error {
 	children, err := childSubvolumes(within, id)
 	if err != nil {
 		return err
 	}
 	for _, child := range children {
-		if err := destroyTree(within, child); err != nil {
+		if err := d.destroy(within, child, group); err != nil {
+			return err
+		}
+	}
+	if group != 0 {
+		if err := d.quota.leave(id, group); err != nil && !noGroup(err) {
 			return err
 		}
 	}

@@ -22,6 +22,7 @@ const (
 	iocSubvolSetFlag = 0x4008941a
 	iocFSInfo        = 0x8400941f
 	iocQuotaCtl      = 0xc0109428
+	iocQgroupAssign  = 0x40189429
 	iocQgroupCreate  = 0x4010942a
 	iocQgroupLimit   = 0x8030942b
 	iocSnapDestroy   = 0x5000943f

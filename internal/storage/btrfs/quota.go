@@ -100,6 +100,16 @@ func (q quota) create(group uint64) error {
 	return nil
 }
 
+// leave takes a subvolume out of a group.
+func (q quota) leave(subvolume, group uint64) error {
+	args := [3]uint64{0, subvolume, group} // a subvolume's own group has level 0 and its id
+	if err := q.ioctl(iocQgroupAssign, unsafe.Pointer(&args)); err != nil {
+		return fmt.Errorf("take subvolume %d out of its quota group: %w", subvolume, err)
+	}
+	return nil
+}
+
+// remove removes a group that no subvolume is in any more.
 func (q quota) remove(group uint64) error {
 	args := [2]uint64{0, group}
 	if err := q.ioctl(iocQgroupCreate, unsafe.Pointer(&args)); err != nil {

@@ -11,7 +11,6 @@ package dir
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -183,9 +182,4 @@ func (d driver) CloneDisk(ctx context.Context, base, dir string, meta pooldir.Me
 	return pooldir.Sync(filepath.Dir(dir))
 }
 
-func (d driver) Purge(_ context.Context, dir string) (bool, error) {
-	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return false, err
-	}
-	return true, nil
-}
+func (d driver) Purge(_ context.Context, dir string) error { return os.RemoveAll(dir) }

@@ -156,7 +156,7 @@ func (p *Pool) DeleteBase(ctx context.Context, id string, kind storage.Kind) err
 	if err != nil || trash == "" {
 		return err
 	}
-	return p.emptyTrash(ctx, trash)
+	return p.driver.Purge(ctx, trash)
 }
 
 // userOf finds a volume, also a half-made one, whose base this is.

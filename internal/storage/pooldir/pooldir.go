@@ -52,8 +52,8 @@ type Driver interface {
 	NeedsBase(kind storage.Kind) bool
 	// Complete adds to a volume in dir what only the driver knows (Lower, Upper, Work).
 	Complete(v *storage.Volume, dir string, meta Meta)
-	// Purge removes dir and all in it. done false: some of it must be tried again later.
-	Purge(ctx context.Context, dir string) (done bool, err error)
+	// Purge removes dir and all in it; meta is to be the last but dir itself.
+	Purge(ctx context.Context, dir string) error
 }
 
 // Pool does the part of storage.Pool that is alike for all drivers.

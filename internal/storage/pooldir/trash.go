@@ -13,9 +13,6 @@ import (
 	"polder/api"
 )
 
-// leftovers is how many earlier deletions that could not be finished one deletion tries again.
-const leftovers = 8
-
 // toTrash takes a base or volume out of sight at one instant; "": it was not there.
 func (p *Pool) toTrash(dir string) (string, error) {
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
@@ -58,44 +55,13 @@ func unescape(path string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(path)
 }
 
-// emptyTrash removes one thing in the trash for good, and a few older ones whose turn has come.
-func (p *Pool) emptyTrash(ctx context.Context, dir string) error {
-	done, err := p.driver.Purge(ctx, dir)
-	if err != nil || !done {
-		return err
-	}
-	names, err := p.names("trash")
-	if err != nil {
-		return err
-	}
-	tries := 0
-	for _, name := range names {
-		dir := filepath.Join(p.path, "trash", name)
-		if !isLeftover(dir) {
-			continue
-		}
-		if tries++; tries > leftovers {
-			break
-		}
-		_, _ = p.driver.Purge(ctx, dir) // what goes wrong here is tried again later
-	}
-	return nil
-}
-
-// isLeftover says that nothing but the meta is left of something in the trash: what has more may be another deletion's.
-func isLeftover(dir string) bool {
-	entries, err := os.ReadDir(dir)
-	return err == nil && len(entries) == 1 && entries[0].Name() == "meta"
-}
-
 // discard removes a half-made base or volume; one that is not there is no error.
 func (p *Pool) discard(ctx context.Context, dir string) error {
 	trash, err := p.toTrash(dir)
 	if err != nil || trash == "" {
 		return err
 	}
-	_, err = p.driver.Purge(ctx, trash)
-	return err
+	return p.driver.Purge(ctx, trash)
 }
 
 // Tidy is storage.Pool's.
@@ -118,8 +84,7 @@ func (p *Pool) Tidy(ctx context.Context) error {
 		return err
 	}
 	for _, name := range names {
-		_, err := p.driver.Purge(ctx, filepath.Join(p.path, "trash", name))
-		problems = append(problems, err)
+		problems = append(problems, p.driver.Purge(ctx, filepath.Join(p.path, "trash", name)))
 	}
 	if err := errors.Join(problems...); err != nil {
 		return fmt.Errorf("tidy pool %q: %w", p.name, err)

@@ -152,7 +152,7 @@ func (p *Pool) Delete(ctx context.Context, id string) error {
 	if trash == "" {
 		return nil
 	}
-	if err := p.emptyTrash(ctx, trash); err != nil {
+	if err := p.driver.Purge(ctx, trash); err != nil {
 		return fmt.Errorf("delete volume %s of pool %q: %w", id, p.name, err)
 	}
 	return nil

@@ -266,23 +266,14 @@ func wantEmptyTrash(t *testing.T, p storage.Pool) {
 	}
 }
 
-// left lists what half-made or deleted things take in a pool, save for the record of a quota group that is yet to go.
+// left lists what half-made or deleted things take in a pool.
 func left(p storage.Pool) ([]string, error) {
-	var found []string
-	trash, err := filepath.Glob(filepath.Join(p.Path(), "trash", "*", "*"))
+	trash, err := filepath.Glob(filepath.Join(p.Path(), "trash", "*"))
 	if err != nil {
 		return nil, err
-	}
-	for _, path := range trash {
-		if filepath.Base(path) != "meta" {
-			found = append(found, path)
-		}
 	}
 	half, err := filepath.Glob(filepath.Join(p.Path(), "*", "*", ".*"))
-	if err != nil {
-		return nil, err
-	}
-	return append(found, half...), nil
+	return append(trash, half...), err
 }
 
 func id(i int) string { return fmt.Sprintf("v%d", i) }
