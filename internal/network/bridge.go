@@ -30,7 +30,7 @@ func bridgeUp(cfg Config, sys *sysctls, log *slog.Logger) error {
 			return err
 		}
 		log.Info("bridge made", "network", cfg.Name, "bridge", cfg.Bridge, "ipv4", cfg.IPv4, "ipv6", cfg.IPv6)
-	case link.Type() != "bridge" || link.Attrs().HardwareAddr.String() != cfg.bridgeMAC().String():
+	case !isOwn(cfg, link):
 		return api.Errorf(api.Conflict, "network %q: link %q exists and is not this network's bridge (type %s, address %s): rename or delete it", cfg.Name, cfg.Bridge, link.Type(), link.Attrs().HardwareAddr)
 	}
 	// A host may have IPv6 off by default, and a bridge must not take its own VEs for routers.
@@ -95,14 +95,28 @@ func bridgeConfigure(cfg Config, link netlink.Link) error {
 
 // bridgeDown removes the bridge; VEs' interfaces that are still plugged lose their network.
 func bridgeDown(cfg Config) error {
-	link, err := findLink(cfg.Bridge)
-	if err != nil || link == nil || link.Attrs().HardwareAddr.String() != cfg.bridgeMAC().String() {
+	link, err := ownBridge(cfg)
+	if err != nil || link == nil {
 		return err
 	}
 	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("network %q: delete bridge %q: %w", cfg.Name, cfg.Bridge, err)
 	}
 	return nil
+}
+
+// ownBridge finds the network's bridge; nil when there is none.
+func ownBridge(cfg Config) (netlink.Link, error) {
+	link, err := findLink(cfg.Bridge)
+	if err != nil || link == nil || !isOwn(cfg, link) {
+		return nil, err
+	}
+	return link, nil
+}
+
+// isOwn tells our bridge from another link of that name.
+func isOwn(cfg Config, link netlink.Link) bool {
+	return link.Type() == "bridge" && link.Attrs().HardwareAddr.String() == cfg.bridgeMAC().String()
 }
 
 // Taken is what a new network must not overlap: every prefix that this host has an address in or a route to, save for

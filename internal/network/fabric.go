@@ -182,10 +182,19 @@ func checkLeases(leases []Lease) error {
 
 func (f *Fabric) configFile() string { return filepath.Join(f.dir, "network.json") }
 
-// save keeps the config for a Down by another process.
+// save keeps the config for a Down by another process. It is not changed while the bridge of another one is there.
 func (f *Fabric) save(cfg Config) error {
 	if err := os.MkdirAll(f.dir, 0o755); err != nil {
 		return err
+	}
+	old, err := f.saved()
+	if err != nil {
+		return err
+	}
+	if old != nil && (old.Bridge != cfg.Bridge || old.bridgeMAC().String() != cfg.bridgeMAC().String()) {
+		if link, err := ownBridge(*old); err != nil || link != nil {
+			return errors.Join(err, api.Errorf(api.Conflict, "bridge %q is up with %s and %s: it can't become %q with %s and %s", old.Bridge, old.IPv4, old.IPv6, cfg.Bridge, cfg.IPv4, cfg.IPv6))
+		}
 	}
 	text, err := json.Marshal(cfg)
 	if err != nil || hasContent(f.configFile(), text) {

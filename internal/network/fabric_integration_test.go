@@ -195,6 +195,31 @@ func kill(t *testing.T, pid int) {
 	})
 }
 
+// What is up does not turn into something else, and Down still knows it.
+func TestUpRefusesOtherPrefixes(t *testing.T) {
+	w := newWorld(t)
+	before := state(t)
+	w.up()
+	other := w.cfg
+	other.IPv4 = netip.MustParsePrefix("10.99.0.1/24")
+	elsewhere := w.cfg
+	elsewhere.Bridge = "polder1"
+	for _, cfg := range []Config{other, elsewhere} {
+		if err := w.newFabric().Up(t.Context(), cfg); api.KindOf(err) != api.Conflict {
+			t.Errorf("got %v", err)
+		}
+	}
+	if err := w.newFabric().Down(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := state(t); !maps.Equal(before, after) {
+		t.Errorf("before %v\nafter %v", before, after)
+	}
+	if err := w.newFabric().Up(t.Context(), other); err != nil {
+		t.Error(err)
+	}
+}
+
 // state is all that a network could leave behind.
 func state(t *testing.T) map[string]string {
 	t.Helper()
