@@ -1,12 +1,15 @@
 // Package btrfs keeps a pool in a directory of a btrfs file system.
 //
 // A base tree is a read-only subvolume and a volume of it a snapshot; a disk is a raw file and a volume of it shares its
-// extents. Trees' limits are kept, and use is counted, by simple quotas (Linux 6.7): all that a VE writes is counted in a
-// quota group of level 1 of its own, so that subvolumes made inside the VE count too. What a snapshot shares with its
-// base is the base's.
+// extents. Disks are overwritten in place, and so without the file system's checksums.
+//
+// Trees' limits are kept, and use is counted, by simple quotas (Linux 6.7): all that a VE writes is counted in a quota
+// group of level 1 of its own, so that subvolumes made inside the VE count too. What a snapshot shares with its base is
+// the base's.
 //
 // Clone and Delete use ioctls: starting the btrfs tool costs as much as the snapshot itself. A snapshot commits the
-// running transaction, so a volume that was returned is durable; nothing else on these ways waits for the disk.
+// running transaction, so a volume that was returned is durable; Delete waits for no disk, and the kernel gives the space
+// back within half a minute.
 //
 // It needs root. Bookkeeping, concurrency and crash safety are package pooldir's.
 package btrfs

@@ -163,6 +163,29 @@ func TestFullVolumeCanBeEmptied(t *testing.T) {
 	}
 }
 
+func TestDisksAreOverwrittenInPlace(t *testing.T) {
+	p := open(t, fileSystem(t, "256M"))
+	err := p.AddBase(t.Context(), "b", storage.Disk, func(_ context.Context, path string) error {
+		return os.WriteFile(path, make([]byte, 1<<20), 0o600)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	base, err := p.Base(t.Context(), "b", storage.Disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := p.Clone(t.Context(), "b", storage.Disk, "v", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{base, v.Path} {
+		if flags, _, _ := strings.Cut(run(t, "lsattr", path), " "); !strings.Contains(flags, "C") {
+			t.Errorf("%s has flags %s", path, flags)
+		}
+	}
+}
+
 func TestFullPoolIsExhausted(t *testing.T) {
 	p := open(t, fileSystem(t, "256M"))
 	err := p.AddBase(t.Context(), "big", storage.Tree, fill(strings.Repeat("x", 300<<20)))

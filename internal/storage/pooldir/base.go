@@ -73,10 +73,14 @@ func (p *Pool) AddBase(ctx context.Context, id string, kind storage.Kind, fill f
 
 func (p *Pool) fillBase(ctx context.Context, dir, payload string, kind storage.Kind, fill func(ctx context.Context, path string) error) error {
 	half := filepath.Join(dir, ".new."+filepath.Base(payload))
+	var err error
 	if kind == storage.Tree {
-		if err := p.driver.MakeTree(half); err != nil {
-			return err
-		}
+		err = p.driver.MakeTree(half)
+	} else {
+		err = setNoCOW(dir)
+	}
+	if err != nil {
+		return err
 	}
 	if err := fill(ctx, half); err != nil {
 		return err

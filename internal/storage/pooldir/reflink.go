@@ -11,19 +11,28 @@ import (
 // fsNoCOW is FS_NOCOW_FL of linux/fs.h: btrfs overwrites such a file in place, without checksums.
 const fsNoCOW = 0x00800000
 
-// SetNoCOW makes new files in an empty directory (or an empty file itself) overwritten in place where the file system
-// knows the difference; elsewhere it does nothing.
-func SetNoCOW(path string) error {
+// setNoCOW makes new files in a directory, or an empty file, overwritten in place on btrfs. Elsewhere it does nothing.
+//
+// Disks of VMs are: written at random places they would go to pieces, and pages that a VM changes while they are written,
+// which no ordinary program does, would fail their checksum when they are read.
+func setNoCOW(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
-	if err != nil || flags&fsNoCOW != 0 {
-		return nil
+	var s unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &s); err != nil || s.Type != unix.BTRFS_SUPER_MAGIC {
+		return err
 	}
-	return unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags|fsNoCOW)
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return fmt.Errorf("flags of %s: %w", path, err)
+	}
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags|fsNoCOW); err != nil {
+		return fmt.Errorf("set flags of %s: %w", path, err)
+	}
+	return nil
 }
 
 // CanReflink tries whether files in dir can share extents. It leaves nothing behind.
@@ -82,7 +91,7 @@ func reflink(from, to string, size int64) error {
 	defer dst.Close()
 	// btrfs shares extents only between files that both are, or both are not, overwritten in place.
 	if flags, err := unix.IoctlGetInt(int(src.Fd()), unix.FS_IOC_GETFLAGS); err == nil && flags&fsNoCOW != 0 {
-		if err := SetNoCOW(to); err != nil {
+		if err := setNoCOW(to); err != nil {
 			return err
 		}
 	}
