@@ -111,13 +111,13 @@ func TestTapIsTheUsers(t *testing.T) {
 		}
 	}
 	wantIn(t, run(t, "ip", "-d", "-o", "link", "show", nic.HostName), "master polder0", "tun type tap", "vnet_hdr on", "persist on", "user 123456")
-	// A device node as udev makes it; the one in /dev may be closed to users here.
-	node := filepath.Dir(w.dir) + "/tun"
-	run(t, "mknod", "-m", "666", node, "c", "10", "200")
-	if err := openTap(uid, node, nic.HostName); err != nil {
+	// A device file as udev makes it; the one in /dev may be closed to users here.
+	device := filepath.Dir(w.dir) + "/tun"
+	run(t, "mknod", "-m", "666", device, "c", "10", "200")
+	if err := openTap(uid, device, nic.HostName); err != nil {
 		t.Errorf("its user: %v", err)
 	}
-	if err := openTap(uid+1, node, nic.HostName); err == nil {
+	if err := openTap(uid+1, device, nic.HostName); err == nil {
 		t.Error("another user can open it")
 	}
 	if err := w.fabric.Unplug(t.Context(), nic); err != nil {
@@ -129,9 +129,9 @@ func TestTapIsTheUsers(t *testing.T) {
 }
 
 // openTap opens a tap device in a process of a user without rights (see TestMain).
-func openTap(uid uint32, node, name string) error {
+func openTap(uid uint32, device, name string) error {
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = []string{tapNode + "=" + node, tapName + "=" + name}
+	cmd.Env = []string{tapDevice + "=" + device, tapName + "=" + name}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
@@ -140,13 +140,13 @@ func openTap(uid uint32, node, name string) error {
 }
 
 const (
-	tapNode = "POLDER_NETWORK_TEST_TAP_NODE"
+	tapDevice = "POLDER_NETWORK_TEST_TAP_DEVICE"
 	tapName = "POLDER_NETWORK_TEST_TAP_NAME"
 )
 
 // tapOpener is what runs in that process.
 func tapOpener() error {
-	fd, err := unix.Open(os.Getenv(tapNode), unix.O_RDWR, 0)
+	fd, err := unix.Open(os.Getenv(tapDevice), unix.O_RDWR, 0)
 	if err != nil {
 		return err
 	}

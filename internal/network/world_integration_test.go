@@ -22,7 +22,7 @@ import (
 // The tests run in a network and a mount namespace of their own: what they set up and break is nobody else's, and what is
 // left behind can be counted.
 func TestMain(m *testing.M) {
-	if os.Getenv(tapNode) != "" {
+	if os.Getenv(tapDevice) != "" {
 		if err := tapOpener(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
