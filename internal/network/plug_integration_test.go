@@ -141,7 +141,7 @@ func openTap(uid uint32, device, name string) error {
 
 const (
 	tapDevice = "POLDER_NETWORK_TEST_TAP_DEVICE"
-	tapName = "POLDER_NETWORK_TEST_TAP_NAME"
+	tapName   = "POLDER_NETWORK_TEST_TAP_NAME"
 )
 
 // tapOpener is what runs in that process.
