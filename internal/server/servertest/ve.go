@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -157,8 +158,10 @@ func runTTY(cmd *exec.Cmd, req api.ExecRequest, s model.Streams) (int, error) {
 
 func wait(cmd *exec.Cmd, s model.Streams, resize func(api.Resize)) (int, error) {
 	done := make(chan struct{})
+	var controls sync.WaitGroup
+	defer controls.Wait()
 	defer close(done)
-	go func() {
+	controls.Go(func() {
 		for {
 			select {
 			case name := <-s.Signals:
@@ -171,7 +174,7 @@ func wait(cmd *exec.Cmd, s model.Streams, resize func(api.Resize)) (int, error) 
 				return
 			}
 		}
-	}()
+	})
 	err := cmd.Wait()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
