@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -47,12 +46,12 @@ func (c cgroup) delegate() (limits, error) {
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return limits{}, fmt.Errorf("make cgroup: %w", err)
 	}
-	arrived := func(controller string) bool { return handDown(parent, controller) == nil }
+	arrived := func(controller string) bool { return handDown(cgroupMount, parent, controller) == nil }
 	return limits{memory: arrived("memory"), cpu: arrived("cpu"), pids: arrived("pids")}, nil
 }
 
-// handDown makes a controller available to the children of dir, or says why that cannot be.
-func handDown(dir, controller string) error {
+// handDown makes a controller available to the children of dir, which is root or below it, or says why that cannot be.
+func handDown(root, dir, controller string) error {
 	enabled, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
 	if err != nil {
 		return err
@@ -60,8 +59,8 @@ func handDown(dir, controller string) error {
 	if slices.Contains(strings.Fields(string(enabled)), controller) {
 		return nil
 	}
-	if dir != cgroupMount {
-		if err := handDown(filepath.Dir(dir), controller); err != nil {
+	if dir != root {
+		if err := handDown(root, filepath.Dir(dir), controller); err != nil {
 			return err
 		}
 	} else if has, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers")); err != nil {
@@ -124,7 +123,7 @@ func (c cgroup) await(ctx context.Context, line string) error {
 			return fmt.Errorf("wait for %q in %s: %w", line, f.Name(), err)
 		}
 		// The kernel says POLLPRI on a change; the time-out is for ctx.
-		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}, int(20*time.Millisecond/time.Millisecond))
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}, 20) // milliseconds
 	}
 }
 

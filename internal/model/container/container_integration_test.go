@@ -43,14 +43,6 @@ func newFixture(t *testing.T) *fixture {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	// Every directory above is passed through by an unprivileged root user.
-	for parent := filepath.Dir(dir); parent != "/"; parent = filepath.Dir(parent) {
-		if info, err := os.Stat(parent); err != nil || info.Mode().Perm()&0o001 == 0 {
-			if err := os.Chmod(parent, 0o711); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
 	f := &fixture{dir: dir}
 	return f
 }

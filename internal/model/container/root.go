@@ -27,26 +27,29 @@ func mountRoot(ve model.Spec) (path string, err error) {
 		return "", err
 	}
 	defer ids.Close()
+	// Not at the volume's own path: the container's root user must be able to walk there, and the pool may be private.
+	path = rootDir(ve)
 	if ve.Root.Layers == nil {
-		path = rootDir(ve)
 		return path, mapped(ve.Root.Tree, path, ids)
 	}
-	if err := mountLayers(ve, ids); err != nil {
-		_ = unmountRoot(ve)
-		return "", err
+	if err := mountLayers(ve, path, ids); err != nil {
+		return "", errors.Join(err, unmountRoot(ve))
 	}
-	return ve.Root.Tree, nil
+	return path, nil
 }
 
-// mountLayers mounts the overlay at the tree, over mapped mounts of its layers.
-func mountLayers(ve model.Spec, ids *os.File) error {
+// mountLayers mounts the overlay at target, over mapped mounts of its layers.
+func mountLayers(ve model.Spec, target string, ids *os.File) error {
 	layers := ve.Root.Layers
 	both := filepath.Dir(layers.Upper)
 	if both != filepath.Dir(layers.Work) {
-		return api.Errorf(api.Invalid, "mount overlay %s: upper %s and work %s are not in one directory", ve.Root.Tree, layers.Upper, layers.Work)
+		return api.Errorf(api.Invalid, "mount overlay: upper %s and work %s are not in one directory", layers.Upper, layers.Work)
 	}
 	lower, upper := lowerDir(ve), upperDir(ve)
 	if err := mapped(layers.Lower, lower, ids); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(target, 0o700); err != nil {
 		return err
 	}
 	// One mount for both: overlayfs wants upper and work on the same one.
@@ -55,10 +58,10 @@ func mountLayers(ve model.Spec, ids *os.File) error {
 	}
 	// overlayfs works on its layers with the identity of who mounts it: root's own is not in the VE's range.
 	err := asMounterOf(ve.IDBase, func() error {
-		return overlay(ve.Root.Tree, lower, filepath.Join(upper, filepath.Base(layers.Upper)), filepath.Join(upper, filepath.Base(layers.Work)))
+		return overlay(target, lower, filepath.Join(upper, filepath.Base(layers.Upper)), filepath.Join(upper, filepath.Base(layers.Work)))
 	})
 	if err != nil {
-		return fmt.Errorf("mount overlay at %s: %w", ve.Root.Tree, err)
+		return fmt.Errorf("mount overlay at %s: %w", target, err)
 	}
 	// The overlay holds its layers itself.
 	return errors.Join(unmount(lower), unmount(upper))
@@ -66,15 +69,7 @@ func mountLayers(ve model.Spec, ids *os.File) error {
 
 // unmountRoot takes away what mountRoot mounted in this mount namespace; the container keeps its own.
 func unmountRoot(ve model.Spec) error {
-	paths := []string{rootDir(ve), lowerDir(ve), upperDir(ve)}
-	if ve.Root.Layers != nil && isOverlay(ve.Root.Tree) {
-		paths = append(paths, ve.Root.Tree)
-	}
-	var failed error
-	for _, path := range paths {
-		failed = errors.Join(failed, unmount(path))
-	}
-	return failed
+	return errors.Join(unmount(rootDir(ve)), unmount(lowerDir(ve)), unmount(upperDir(ve)))
 }
 
 // unmount takes away all that is mounted at path; a path that is no mount, or not there, is no error.
@@ -91,11 +86,6 @@ func isMount(path string) bool {
 	var st unix.Statx_t
 	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_MODE, &st)
 	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
-}
-
-func isOverlay(path string) bool {
-	var st unix.Statfs_t
-	return isMount(path) && unix.Statfs(path, &st) == nil && st.Type == unix.OVERLAYFS_SUPER_MAGIC
 }
 
 // mapped mounts source at target (a directory that is made when missing) with its ids mapped as in the namespace ids.

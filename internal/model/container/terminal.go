@@ -24,6 +24,9 @@ const drainWait = 250 * time.Millisecond
 // execTTY runs e at a terminal that crun makes inside the container.
 func (m *Model) execTTY(ctx context.Context, e crun.Exec, streams model.Streams) (int, error) {
 	e.ConsoleSocket = filepath.Join(e.Dir, "tty")
+	if e.Stderr == nil {
+		e.Stderr = streams.Stdout // for what crun has to say when there is no such command
+	}
 	console, err := crun.ListenConsole(e.ConsoleSocket)
 	if err != nil {
 		return 0, err
