@@ -24,7 +24,10 @@ need_root() {
 apt_install() {
 	apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1 && return
 	apt-get update -qq
-	apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+	apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1 || {
+		echo "deps: apt-get install $*: failed; see what it says by hand" >&2
+		return 1
+	}
 }
 
 packages() {
@@ -83,13 +86,13 @@ golang_from_debian() {
 		fi
 		candidate "$suite" || return 1
 	fi
-	apt-get install -y -qq --no-install-recommends ${suite:+-t "$suite"} golang-go >/dev/null
+	apt_install ${suite:+-t "$suite"} golang-go
 }
 
 # candidate SUITE says whether apt knows a golang-go that will do, in SUITE or at all.
 candidate() {
 	local version
-	version=$(apt-cache ${1:+-t "$1"} policy golang-go | sed -n 's/^ *Candidate: *\(2:\)\?//p')
+	version=$(apt-cache ${1:+-t "$1"} policy golang-go 2>/dev/null | sed -n 's/^ *Candidate: *\(2:\)\?//p')
 	case $version in '' | *none*) return 1 ;; esac
 	at_least "${version%%[~+-]*}" 1.21
 }

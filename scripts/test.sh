@@ -69,15 +69,20 @@ scenario() {
 	go test -json -tags scenario -count=1 -timeout 15m ./test || true
 }
 
-# A package that fails without a failing test (it does not compile, or leaves something behind) counts as one.
+# A test that was skipped, or did not get to its end, failed. So did a package that fails without a failing test (it does not
+# compile, or leaves something behind).
 summary() {
 	awk '
 		function field(name) { return match($0, "\"" name "\":\"[^\"]*\"") ? substr($0, RSTART + length(name) + 4, RLENGTH - length(name) - 5) : "" }
 		{ action = field("Action"); package = field("Package"); test = field("Test") }
-		action == "pass" && test != "" { passed++ }
-		(action == "fail" || action == "skip") && test != "" { failed++; blamed[package] = 1 }
 		action == "fail" && test == "" { broken[package] = 1 }
+		test != "" && action ~ /^(run|pass|fail|skip)$/ { state[package, test] = action; of[package, test] = package }
 		END {
+			for (t in state) {
+				if (state[t] == "pass") { passed++; continue }
+				failed++
+				blamed[of[t]] = 1
+			}
 			for (p in broken) if (!(p in blamed)) failed++
 			printf "%d passed, %d failed\n", passed, failed
 			exit failed > 0 || passed == 0

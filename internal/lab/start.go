@@ -190,7 +190,7 @@ func (l *Lab) clone(spec hostSpec) (*first, error) {
 		status.Close()
 		return nil, fmt.Errorf("start the first process: %w", err)
 	}
-	go cmd.Wait() // no zombie while this process lives
+	go func() { _ = cmd.Wait() }() // no zombie while this process lives
 	return &first{pid: cmd.Process.Pid, control: control, status: status}, nil
 }
 
