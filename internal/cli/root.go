@@ -25,6 +25,9 @@ func newRootCommand(a *app) *cobra.Command {
 	root.SetErr(a.stderr)
 	root.SetIn(a.stdin)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if words := cmd.Flags().Args(); cmd.HasSubCommands() && len(words) > 0 {
+			return unknownCommand(cmd, words[0]) // the flag is not what is wrong
+		}
 		return api.Errorf(api.Invalid, "%s: %w; see: %s --help", cmd.CommandPath(), err, cmd.CommandPath())
 	})
 	root.PersistentFlags().VarP(&a.output, "output", "o", "how to show things: table, json or yaml")
@@ -62,12 +65,18 @@ func newRootCommand(a *app) *cobra.Command {
 		newEventsCommand(a),
 	)
 	inGroup(root, groupMachine,
+		newServeCommand(a),
+		newLabCommand(a),
 		newDoctorCommand(a),
 		newHostCommand(a),
 		newContextCommand(a),
 		newVersionCommand(a),
 	)
 	root.AddCommand(newManCommand(a))
+	root.InitDefaultCompletionCmd()
+	if completion, _, err := root.Find([]string{"completion"}); err == nil {
+		asGroup(completion)
+	}
 	return root
 }
 
@@ -81,16 +90,21 @@ func inGroup(root *cobra.Command, group string, commands ...*cobra.Command) {
 // asGroup makes a command that only holds others: alone it shows its help, and an unknown word after it is an error.
 func asGroup(c *cobra.Command) *cobra.Command {
 	c.Args = cobra.ArbitraryArgs
+	c.SuggestionsMinimumDistance = 2
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return cmd.Help()
 		}
-		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-			return api.Errorf(api.Invalid, "unknown command %q for %q: did you mean %q?", args[0], cmd.CommandPath(), near[0])
-		}
-		return api.Errorf(api.Invalid, "unknown command %q for %q; see: %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
+		return unknownCommand(cmd, args[0])
 	}
 	return c
+}
+
+func unknownCommand(cmd *cobra.Command, word string) error {
+	if near := cmd.SuggestionsFor(word); len(near) > 0 {
+		return api.Errorf(api.Invalid, "unknown command %q for %q: did you mean %q?", word, cmd.CommandPath(), near[0])
+	}
+	return api.Errorf(api.Invalid, "unknown command %q for %q; see: %s --help", word, cmd.CommandPath(), cmd.CommandPath())
 }
 
 // args checks the number of arguments; most < 0: any number.

@@ -1,0 +1,62 @@
+package cli
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"polder/api"
+	"polder/internal/daemon"
+)
+
+// The daemon's places on an ordinary host.
+const (
+	defaultData   = "/var/lib/polder"
+	defaultRun    = "/run/polder"
+	defaultSocket = defaultRun + "/polder.sock"
+)
+
+func newServeCommand(a *app) *cobra.Command {
+	o := daemon.Options{Run: defaultRun, Version: a.version}
+	var listen string
+	var debug bool
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Run this machine as a host: the daemon",
+		Long: `Run this machine as a host: the daemon.
+
+VEs are not its children: it can be stopped, upgraded or killed at any time, and VEs run on. At the next start it adopts
+them, and resumes or undoes what was under way.`,
+		Args: args(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			path, ok := strings.CutPrefix(listen, "unix://")
+			if !ok || !filepath.IsAbs(path) {
+				return api.Errorf(api.Invalid, "listen address %q: want unix:///PATH", listen)
+			}
+			if o.Name == "" {
+				name, err := os.Hostname()
+				if err != nil {
+					return err
+				}
+				o.Name, _, _ = strings.Cut(strings.ToLower(name), ".")
+			}
+			level := slog.LevelInfo
+			if debug {
+				level = slog.LevelDebug
+			}
+			o.Listen = path
+			o.Log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
+			return daemon.Run(cmd.Context(), o)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.Data, "data", defaultData, "directory for everything that must outlive a reboot")
+	f.StringVar(&listen, "listen", "unix://"+defaultSocket, "address of the API")
+	f.StringSliceVar(&o.Etcd, "etcd", nil, "endpoints of an external etcd; default: an embedded one")
+	f.StringVar(&o.Name, "name", "", "name of this host; default: the machine's")
+	f.BoolVar(&debug, "debug", false, "log more")
+	return c
+}

@@ -1,0 +1,96 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"polder/api"
+	"polder/internal/model"
+)
+
+// Exec runs a command in a running VE and blocks until it has ended.
+func (h *Host) Exec(ctx context.Context, name string, req api.ExecRequest, streams model.Streams) (int, error) {
+	if len(req.Command) == 0 {
+		return 0, api.Errorf(api.Invalid, "exec in ve %q: no command given", name)
+	}
+	v, impl, spec, err := h.inside(ctx, name)
+	if err != nil {
+		return 0, fmt.Errorf("exec in ve %q: %w", name, err)
+	}
+	execer, ok := impl.(model.Execer)
+	if !ok {
+		return 0, api.Errorf(api.Unsupported, "exec in ve %q: a %s can't run commands", name, v.Model)
+	}
+	code, err := execer.Exec(ctx, spec, req, streams)
+	if err != nil {
+		return 0, fmt.Errorf("exec in ve %q: %w", name, err)
+	}
+	return code, nil
+}
+
+// Console attaches to a running VE's console until the user leaves.
+func (h *Host) Console(ctx context.Context, name string, streams model.Streams) error {
+	v, impl, spec, err := h.inside(ctx, name)
+	if err != nil {
+		return fmt.Errorf("console of ve %q: %w", name, err)
+	}
+	consoler, ok := impl.(model.Consoler)
+	if !ok {
+		return api.Errorf(api.Unsupported, "console of ve %q: a %s has none", name, v.Model)
+	}
+	return consoler.Console(ctx, spec, streams)
+}
+
+// inside gives what is needed to reach into a VE; one that doesn't run is a Precondition error.
+func (h *Host) inside(ctx context.Context, name string) (VE, model.Model, model.Spec, error) {
+	v, err := h.get(ctx, name)
+	if err != nil {
+		return VE{}, nil, model.Spec{}, err
+	}
+	switch v.State {
+	case api.Running:
+	case api.Paused:
+		return VE{}, nil, model.Spec{}, api.Errorf(api.Precondition, "it is paused: polder resume %s first", name)
+	default:
+		return VE{}, nil, model.Spec{}, api.Errorf(api.Precondition, "it is %s: polder start %s first", v.State, name)
+	}
+	impl, err := h.modelOf(v.Model)
+	if err != nil {
+		return VE{}, nil, model.Spec{}, err
+	}
+	spec, err := h.spec(ctx, v)
+	return v, impl, spec, err
+}
+
+// logPoll is how often a followed log is looked at: it is a plain file written by QEMU or the container itself.
+const logPoll = 200 * time.Millisecond
+
+// Logs writes a VE's console log; with follow it goes on until ctx is done.
+func (h *Host) Logs(ctx context.Context, name string, follow bool, w io.Writer) error {
+	v, err := h.get(ctx, name)
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(model.Spec{Dir: h.veDir(v.ID)}.LogPath())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // never started
+	}
+	if err != nil {
+		return fmt.Errorf("logs of ve %q: %w", name, err)
+	}
+	defer f.Close()
+	for {
+		if _, err := io.Copy(w, f); err != nil || !follow {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(logPoll):
+		}
+	}
+}
