@@ -14,14 +14,18 @@ import (
 )
 
 const (
-	// bootPatience is how old a VE may be for its agent to be still expected, and for how long.
-	bootPatience = 2 * time.Minute
+	// bootPatience is how old a VE may be for its agent to be still expected, and for how long; emulated ones boot slowly,
+	// 105 s were seen on a busy host.
+	bootPatience    = 2 * time.Minute
+	bootPatienceTCG = 4 * time.Minute
 	// agentPatience is how long the agent of an older VE may be silent (it restarts, the VE reboots).
 	agentPatience = 10 * time.Second
 	// syncPatience is how long to wait for an agent that may have come up meanwhile before asking afresh.
 	syncPatience = 5 * time.Second
 	// callPatience bounds one call; the largest carries 1 MiB, through an emulated CPU perhaps.
 	callPatience = 30 * time.Second
+	// finishPatience is how much longer a call may take when nobody waits for its result any more.
+	finishPatience = 2 * time.Second
 )
 
 // agentLine is the one connection to a VE's guest agent, which takes one call at a time. Safe for concurrent use.
@@ -62,11 +66,15 @@ func (l *agentLine) with(ctx context.Context, fn func(*qmp.Agent) error) error {
 	return fn(l.agent)
 }
 
-// call runs one command of the agent.
+// call runs one command of the agent. When ctx ends, a call under way may still come to its end: one that is broken off
+// costs everybody the connection.
 func (l *agentLine) call(ctx context.Context, command string, arguments, result any) error {
-	ctx, cancel := context.WithTimeout(ctx, callPatience)
-	defer cancel()
-	return l.with(ctx, func(a *qmp.Agent) error { return a.Call(ctx, command, arguments, result) })
+	return l.with(ctx, func(a *qmp.Agent) error {
+		calling, cancel := context.WithTimeout(context.WithoutCancel(ctx), callPatience)
+		defer cancel()
+		defer context.AfterFunc(ctx, func() { time.AfterFunc(finishPatience, cancel) })()
+		return a.Call(calling, command, arguments, result)
+	})
 }
 
 // halt has the agent power the system off.
@@ -115,8 +123,14 @@ func (m *Model) awaitAgent(ctx context.Context, ve model.Spec) error {
 	}
 	patience := agentPatience
 	var r running
-	if err := readJSON(runningFile(ve), &r); err == nil && time.Since(r.StartedAt) < bootPatience {
-		patience = bootPatience
+	if err := readJSON(runningFile(ve), &r); err == nil {
+		boot := bootPatience
+		if r.Accelerator == accelName(false) {
+			boot = bootPatienceTCG
+		}
+		if time.Since(r.StartedAt) < boot {
+			patience = boot
+		}
 	}
 	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

@@ -94,8 +94,9 @@ func identity(ve model.Spec, m machine) []string {
 	return []string{
 		"-uuid", ve.ID,
 		"-smbios", "type=1,manufacturer=Polder,product=VE",
-		// systemd takes the host name from here (v256 and later).
-		"-smbios", options("type=11", "value=io.systemd.credential:system.hostname="+ve.Name),
+		// systemd takes the host name from here (v256 and later), and the machine id (v254).
+		"-smbios", options("type=11", "value=io.systemd.credential:system.hostname="+ve.Name,
+			"value=io.systemd.credential:system.machine_id="+strings.ReplaceAll(ve.ID, "-", "")),
 		"-device", "vmgenid,guid=" + m.Generation,
 	}
 }

@@ -51,10 +51,32 @@ func (m *Model) Exec(ctx context.Context, ve model.Spec, req api.ExecRequest, st
 		s.poll = pollTTY
 	}
 	defer s.tidy(ctx)
-	if err := s.start(ctx, req); err != nil {
-		return 0, err
+	err := s.start(ctx, req)
+	code := 0
+	if err == nil {
+		code, err = s.follow(ctx)
 	}
-	return s.follow(ctx)
+	return code, explain(ctx, ve, err)
+}
+
+// explain says why the agent's line broke, where that is known.
+func explain(ctx context.Context, ve model.Spec, err error) error {
+	if err == nil || ctx.Err() != nil || api.KindOf(err) != api.Internal {
+		return err
+	}
+	w, lookErr := find(ve)
+	over := lookErr == nil && w == nil
+	if w != nil {
+		// Its sockets end a moment before it does.
+		ending, cancel := context.WithTimeout(ctx, linger)
+		over = gone(ending, w)
+		cancel()
+		w.Close()
+	}
+	if over {
+		return api.Errorf(api.Unavailable, "vm %q ended while the command ran", ve.Name)
+	}
+	return api.Errorf(api.Unavailable, "the guest agent was lost while the command ran: %w", err)
 }
 
 // session is one command that runs inside.

@@ -14,7 +14,7 @@ package vm
 // bsdutils, both essential).
 const execScript = `d=$1 user=$2 cwd=$3 line=$4 input=$5; shift 5
 umask 077
-mkdir -p /run/polder-exec && mkdir "$d" && mkfifo -m 666 "$d/in" "$d/out" "$d/err" "$d/control" || exit 125
+mkdir -p "${d%/*}" && mkdir "$d" && mkfifo -m 666 "$d/in" "$d/out" "$d/err" "$d/control" || exit 125
 say() { echo "$*" >>"$d/journal"; }
 as=
 if [ -n "$user" ]; then
