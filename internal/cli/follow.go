@@ -93,6 +93,7 @@ func (a *app) follow(ctx context.Context, c *client.Client, t *tracker, op api.O
 }
 
 func (a *app) askToCancel(ctx context.Context, c *client.Client, t *tracker, id string) {
+	t.p.returnCursor()
 	t.p.line("%s: cancelling (once more Ctrl-C leaves at once)", t.title)
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()

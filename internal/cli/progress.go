@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,22 +20,36 @@ const showAfter = 150 * time.Millisecond
 // progress shows on standard error how operations and transfers go on: as bars on a terminal, as one line a step
 // elsewhere. Safe for concurrent use.
 type progress struct {
-	out  io.Writer
-	bars *mpb.Progress // nil: plain lines
+	out      io.Writer
+	terminal bool
 
-	mu     sync.Mutex // guards lines
+	mu     sync.Mutex    // guards the rest, and the order of lines
+	bars   *mpb.Progress // nil: none on the screen (yet)
+	live   []*tracker
+	timer  *time.Timer
 	closed bool
 }
 
 // newProgress starts showing; close must be called before anything else is printed to the terminal.
 func (a *app) newProgress() *progress {
-	p := &progress{out: a.stderr}
-	if a.stderrIsTerminal() {
-		delay := make(chan struct{})
-		time.AfterFunc(showAfter, func() { close(delay) })
-		p.bars = mpb.New(mpb.WithOutput(a.stderr), mpb.WithWidth(28), mpb.WithRenderDelay(delay))
+	p := &progress{out: a.stderr, terminal: a.stderrIsTerminal()}
+	if p.terminal {
+		p.timer = time.AfterFunc(showAfter, p.show)
 	}
 	return p
+}
+
+// show puts the bars on the screen.
+func (p *progress) show() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
+	p.bars = mpb.New(mpb.WithOutput(p.out), mpb.WithWidth(28))
+	for _, t := range p.live {
+		t.draw()
+	}
 }
 
 // line prints a line, above the bars where there are some.
@@ -49,25 +64,37 @@ func (p *progress) line(format string, args ...any) {
 	io.WriteString(p.out, text)
 }
 
+// returnCursor undoes what the terminal's echo of Ctrl-C did to the cursor's column, which the bars rely on.
+func (p *progress) returnCursor() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.bars != nil {
+		io.WriteString(p.out, "\r")
+	}
+}
+
 // close takes the bars off the screen.
 func (p *progress) close() {
-	if p.bars != nil {
-		p.bars.Shutdown()
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
+	if p.timer != nil {
+		p.timer.Stop()
+	}
+	if p.bars != nil {
+		p.bars.Shutdown()
+	}
 }
 
 // tracker is one line of progress: an operation or a transfer. Its methods are for one goroutine, drawing aside.
 type tracker struct {
 	p     *progress
 	title string
-	bar   *mpb.Bar // nil: plain lines
 	start time.Time
 	said  map[string]bool // steps already printed
+	bar   *mpb.Bar        // nil: not on the screen; guarded by p.mu
 
-	mu     sync.Mutex // guards the rest
+	mu     sync.Mutex // guards the rest; taken after p.mu
 	label  string     // the step under way
 	amount api.Progress
 }
@@ -75,14 +102,34 @@ type tracker struct {
 // track starts a line of progress.
 func (p *progress) track(title string) *tracker {
 	t := &tracker{p: p, title: title, start: time.Now(), said: map[string]bool{}}
-	if p.bars != nil {
-		t.bar = p.bars.New(0, mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]"),
-			mpb.BarRemoveOnComplete(),
-			mpb.PrependDecorators(decor.Any(func(decor.Statistics) string { return t.head() }, decor.WC{C: decor.DSyncWidthR | decor.DextraSpace})),
-			mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return t.tail() })),
-		)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.live = append(p.live, t)
+	if p.bars != nil && !p.closed {
+		t.draw()
 	}
 	return t
+}
+
+// draw puts the tracker's bar on the screen; p.mu is held.
+func (t *tracker) draw() {
+	t.bar = t.p.bars.New(0, mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]"),
+		mpb.BarRemoveOnComplete(),
+		mpb.PrependDecorators(decor.Any(func(decor.Statistics) string { return t.head() }, decor.WC{C: decor.DSyncWidthR | decor.DextraSpace})),
+		mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return t.tail() })),
+	)
+	t.mu.Lock()
+	now := t.amount
+	t.mu.Unlock()
+	t.move(now)
+}
+
+// move sets the bar, if there is one; p.mu is held. At its total a bar would end, so it stays just below.
+func (t *tracker) move(now api.Progress) {
+	if t.bar != nil {
+		t.bar.SetTotal(now.Total, false)
+		t.bar.SetCurrent(min(now.Done, max(now.Total-1, 0)))
+	}
 }
 
 func (t *tracker) head() string {
@@ -126,10 +173,9 @@ func (t *tracker) set(label string, amount api.Progress) {
 	t.mu.Lock()
 	t.label, t.amount = label, amount
 	t.mu.Unlock()
-	if t.bar != nil {
-		t.bar.SetTotal(amount.Total, false)
-		t.bar.SetCurrent(min(amount.Done, max(amount.Total-1, 0))) // at its total a bar would end
-	}
+	t.p.mu.Lock()
+	defer t.p.mu.Unlock()
+	t.move(amount)
 }
 
 // operation shows the state of an operation. A step that is done gets a line of its own where there are no bars.
@@ -140,7 +186,7 @@ func (t *tracker) operation(op api.Operation) {
 			continue
 		}
 		now.Done++
-		if t.bar == nil && !t.said[step.Name] {
+		if !t.p.terminal && !t.said[step.Name] {
 			t.said[step.Name] = true
 			t.p.line("%s: %s %s", t.title, step.Name, stepTook(step))
 		}
@@ -148,7 +194,7 @@ func (t *tracker) operation(op api.Operation) {
 	label := op.Step
 	if op.State == api.OperationUndoing {
 		label = "undoing " + op.Step
-		if t.bar == nil && !t.said["\x00undo"] {
+		if !t.p.terminal && !t.said["\x00undo"] {
 			t.said["\x00undo"] = true
 			t.p.line("%s: undoing", t.title)
 		}
@@ -161,9 +207,13 @@ func (t *tracker) operation(op api.Operation) {
 
 // done ends the line of progress with a summary (empty: none).
 func (t *tracker) done(summary string) {
-	if t.bar != nil {
-		t.bar.Abort(true)
-		t.bar.Wait()
+	t.p.mu.Lock()
+	t.p.live = slices.DeleteFunc(t.p.live, func(other *tracker) bool { return other == t })
+	bar := t.bar
+	t.p.mu.Unlock()
+	if bar != nil {
+		bar.Abort(true)
+		bar.Wait()
 	}
 	if summary != "" {
 		t.p.line("%s: %s", t.title, summary)
