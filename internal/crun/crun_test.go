@@ -83,6 +83,16 @@ echo "another reason" >&2; exit 1`)
 	}
 }
 
+func TestKillAndState(t *testing.T) {
+	r, dir := fake(t, `for a; do test $a = state && echo '{"status":"running"}'; done; exit 0`)
+	if err := r.Kill(t.Context(), "id1", "TERM"); err != nil || !strings.HasSuffix(calls(t, dir), " kill id1 TERM\n") {
+		t.Errorf("kill: %v, called with %q", err, calls(t, dir))
+	}
+	if state, err := r.State(t.Context(), "id1"); err != nil || string(state) != "{\"status\":\"running\"}\n" {
+		t.Errorf("state: %q, %v", state, err)
+	}
+}
+
 func TestDeleteOfAnUnknownContainerRunsNothing(t *testing.T) {
 	r, dir := fake(t, "exit 1")
 	if err := r.Delete(t.Context(), "id1"); err != nil {

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
+	"polder/api"
 	"polder/internal/model"
 )
 
@@ -19,11 +22,20 @@ func writeIdentity(ve model.Spec, root string) error {
 	return asRootOf(ve.IDBase, func() error {
 		for _, file := range identity(ve) {
 			if err := t.write(file.name, []byte(file.content), file.mode); err != nil {
-				return fmt.Errorf("write identity of ve %q: %w", ve.Name, err)
+				return identityError(err)
 			}
 		}
 		return nil
 	})
+}
+
+// identityError is nobody's defect: the disk is full, or what the VE or its image has in the way is its own doing.
+func identityError(err error) error {
+	kind := api.Precondition
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		kind = api.Exhausted
+	}
+	return api.Errorf(kind, "write its identity into its root: %w", err)
 }
 
 type identityFile struct {

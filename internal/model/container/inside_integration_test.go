@@ -211,3 +211,52 @@ func boot(t *testing.T) string {
 	}
 	return id
 }
+
+// A root that cannot be given its identity is told as what it is, and leaves nothing.
+func TestRootInTheWay(t *testing.T) {
+	ve := newFixture(t).spec(t)
+	if err := os.MkdirAll(ve.Root.Tree+"/etc/hosts/in/the/way", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m := New()
+	if err := m.Prepare(t.Context(), ve); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Start(t.Context(), ve); api.KindOf(err) != api.Precondition || !strings.Contains(err.Error(), "/etc/hosts") {
+		t.Errorf("start: %v; want a precondition error that names the file", err)
+	}
+	if err := m.Remove(t.Context(), ve); err != nil {
+		t.Error(err)
+	}
+	if left := leftovers(t, ve); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
+func TestApplicationDirectoryIsMade(t *testing.T) {
+	ve := newFixture(t).spec(t)
+	ve.App = &api.ImageConfig{Cmd: []string{"pwd"}, WorkingDir: "/not/there/yet"}
+	_, p := running(t, ve)
+	if exit := ended(t, p); exit.Crashed || readLog(t, ve) != "/not/there/yet\n" {
+		t.Errorf("it ended with %+v, log %q", exit, readLog(t, ve))
+	}
+}
+
+// A program that is not there is the image's fault, and the error says which.
+func TestApplicationWithoutItsProgram(t *testing.T) {
+	ve := newFixture(t).spec(t)
+	ve.App = &api.ImageConfig{Cmd: []string{"/no/such/program"}}
+	m := New()
+	if err := m.Prepare(t.Context(), ve); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Start(t.Context(), ve); err == nil || !strings.Contains(err.Error(), "/no/such/program") {
+		t.Errorf("start: %v", err)
+	}
+	if err := m.Remove(t.Context(), ve); err != nil {
+		t.Error(err)
+	}
+	if left := leftovers(t, ve); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
