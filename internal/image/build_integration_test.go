@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -76,6 +77,13 @@ func TestBuildBoots(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("prepared in %v", time.Since(start))
+	// The archive of the built tree is what its digest was made of.
+	file := filepath.Join(w.dir, "export.tar")
+	exports(t, w, "debian/13", api.FormatTar, file)
+	importPath(t, w, "again", file)
+	if again, err := w.lib.Resolve(t.Context(), "again"); err != nil || again.Digest != image.Digest {
+		t.Errorf("exported and imported, it is another: %+v, %v", again, err)
+	}
 	for _, firmware := range []api.Firmware{api.BIOS, api.UEFI} {
 		t.Run(string(firmware), func(t *testing.T) { bootDisk(t, w, v, firmware, image) })
 	}
@@ -101,8 +109,10 @@ func bootDisk(t *testing.T, w *world, v storage.Volume, firmware api.Firmware, i
 	if got := m.run(t, "wc -c < /etc/machine-id; ls /etc/ssh/*_key | wc -l"); got != "33\n2" {
 		t.Errorf("identity: %q", got)
 	}
-	if log := m.console(t); !strings.Contains(log, "login:") {
-		t.Errorf("no login prompt: %q", log)
+	for end := time.Now().Add(time.Minute); !strings.Contains(m.console(t), "login:"); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("no login prompt: %q", m.console(t))
+		}
 	}
 }
 
@@ -255,5 +265,111 @@ func exports(t *testing.T, w *world, ref string, format api.ImageFormat, path st
 	defer f.Close()
 	if err := w.lib.Export(context.Background(), ref, format, io.Writer(f)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestFormatsRoundTrip takes a tree with all that a system has through every format and back.
+func TestFormatsRoundTrip(t *testing.T) {
+	w := newWorld(t)
+	onBtrfs(t, w)
+	source := filepath.Join(w.dir, "source.tar")
+	makeSystem(t, source)
+	importPath(t, w, "system", source)
+	system, err := w.lib.Resolve(t.Context(), "system")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := filepath.Join(w.dir, "want.tar")
+	exports(t, w, "system", api.FormatTar, want)
+	for _, format := range []api.ImageFormat{api.FormatSquashFS, api.FormatOCI, api.FormatTar} {
+		t.Run(string(format), func(t *testing.T) {
+			file, got := filepath.Join(w.dir, "file"), filepath.Join(w.dir, "got.tar")
+			exports(t, w, "system", format, file)
+			importPath(t, w, "back/"+string(format), file)
+			exports(t, w, "back/"+string(format), api.FormatTar, got)
+			sameFile(t, want, got)
+		})
+	}
+	for _, format := range []api.ImageFormat{api.FormatRaw, api.FormatQcow2} {
+		t.Run(string(format), func(t *testing.T) {
+			if !slices.Contains(system.Models, api.VM) {
+				t.Fatalf("models %v", system.Models)
+			}
+			file := filepath.Join(w.dir, "file")
+			exports(t, w, "system", format, file)
+			importPath(t, w, "back/"+string(format), file)
+			back, err := w.lib.Resolve(t.Context(), "back/"+string(format))
+			if err != nil || back.DiskBytes != system.DiskBytes || !slices.Equal(back.Models, []api.Model{api.VM}) {
+				t.Fatalf("%+v, %v", back, err)
+			}
+			one, err := w.pool.Base(t.Context(), DiskBase(system), storage.Disk)
+			if err != nil {
+				t.Fatal(err)
+			}
+			two, err := w.pool.Base(t.Context(), DiskBase(back), storage.Disk)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sameFile(t, one, two)
+			// Cut off, it is refused.
+			if err := os.Truncate(file, info(t, file).Size()/2); err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.Open(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			op, err := w.lib.Import(t.Context(), api.ImageImportRequest{Alias: "cut"}, f)
+			if op = w.wait(t, op, err); op.State != api.OperationFailed || op.Error.Kind != api.Invalid {
+				t.Errorf("a disk that was cut off: %s %+v", op.State, op.Error)
+			}
+		})
+	}
+}
+
+// makeSystem packs a tree of the host's own shell, with a pretended kernel, and with owners, modes, attributes and links of all sorts.
+func makeSystem(t *testing.T, path string) {
+	t.Helper()
+	tree := t.TempDir()
+	script := `set -e; cd ` + tree + `
+mkdir -p sbin etc boot usr/bin usr/lib var/empty; chmod 711 var/empty; chown 33:44 var/empty
+cp /bin/sh bin-sh; mkdir bin; mv bin-sh bin/sh; cp /bin/cat usr/bin/cat; setcap cap_net_raw+ep usr/bin/cat; ln usr/bin/cat usr/bin/tac
+chmod 4755 bin/sh; printf '#!/bin/sh\n' > sbin/init; chmod 755 sbin/init; ln -s ../bin/sh usr/bin/sh; ln -s /etc/abs etc/link
+echo ID=test > etc/os-release; echo k > boot/vmlinuz-1.2-test; echo i > boot/initrd.img-1.2-test; setfattr -n user.note -v hi etc/os-release
+echo 'UUID=00000000-0000-0000-0000-000000000000 / ext4 defaults 0 1' > etc/fstab; truncate -s 100M usr/lib/sparse; echo end >> usr/lib/sparse
+mkfifo var/pipe; echo ü > 'etc/nämé with blanks'; find . -exec touch -h -d @1700000000 {} +
+tar --xattrs --xattrs-include='*' -cf ` + path + ` .`
+	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+func importPath(t *testing.T, w *world, alias, path string) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	op, err := w.lib.Import(t.Context(), api.ImageImportRequest{Alias: alias, Filename: path}, f)
+	if op = w.wait(t, op, err); op.State != api.OperationDone {
+		t.Fatalf("import %s: %+v", alias, op.Error)
+	}
+}
+
+func info(t *testing.T, path string) os.FileInfo {
+	t.Helper()
+	i, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+func sameFile(t *testing.T, one, two string) {
+	t.Helper()
+	if out, err := exec.Command("cmp", one, two).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
 	}
 }

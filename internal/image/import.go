@@ -56,7 +56,7 @@ func (l *Library) spool(ctx context.Context, req api.ImageImportRequest, body io
 	if err != nil {
 		return api.Operation{}, err
 	}
-	n, err := io.Copy(f, &boundedBody{ctx: ctx, r: body, left: free})
+	n, err := copySparse(f, &boundedBody{ctx: ctx, r: body, left: free})
 	if err == nil {
 		err = f.Sync() // the operation may be resumed after a crash
 	}
@@ -93,6 +93,31 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 		return 0, api.Errorf(api.Exhausted, "no room left for it")
 	}
 	return n, err
+}
+
+// copySparse copies into a new file. Blocks of zeros become holes: a raw disk is mostly that.
+func copySparse(f *os.File, r io.Reader) (int64, error) {
+	var size int64
+	block := make([]byte, 64<<10)
+	for {
+		n, err := io.ReadFull(r, block)
+		if n > 0 && !allZero(block[:n]) {
+			if _, err := f.WriteAt(block[:n], size); err != nil {
+				return size, err
+			}
+		}
+		size += int64(n)
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			// ReadFull says the latter for the last block, but so may the body when it breaks off.
+			if _, again := r.Read(block[:1]); again != io.EOF {
+				return size, err
+			}
+			return size, f.Truncate(size)
+		}
+		if err != nil {
+			return size, err
+		}
+	}
 }
 
 // freeSpace is how much may be written to a directory's file system.

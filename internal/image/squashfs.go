@@ -25,7 +25,7 @@ func squashTar(ctx context.Context, path string) (io.ReadCloser, error) {
 	go func() {
 		defer close(ended)
 		_, err := command.Command{
-			Name: "prlimit", Args: []string{"--as=" + toolMemory, "--nofile=64", "--nproc=64", "--core=0", "sqfs2tar", path}, Stdout: in,
+			Name: "prlimit", Args: []string{"--as=" + toolMemory, "--nofile=64", "--nproc=64", "--core=0", "sqfs2tar", "--root-becomes", ".", path}, Stdout: in,
 		}.Run(ctx)
 		if err != nil && ctx.Err() == nil {
 			err = api.Errorf(api.Invalid, "the squashfs is damaged: %w", err)
