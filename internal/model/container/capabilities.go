@@ -67,10 +67,14 @@ func limitCapability(name, controller, what string) api.Capability {
 	if err != nil || slices.Contains(strings.Fields(string(enabled)), controller) {
 		return c
 	}
-	// Not handed down yet, which start does. Only a root that is not the machine's, and has processes in it, refuses.
-	if _, err := os.Stat(filepath.Join(cgroupMount, "cgroup.type")); err == nil {
+	// Not handed down yet: Start does that. It cannot where processes are in the way, save in the machine's own root, which
+	// has no cgroup.type.
+	_, err = os.Stat(filepath.Join(cgroupMount, "cgroup.type"))
+	processes, _ := os.ReadFile(filepath.Join(cgroupMount, "cgroup.procs"))
+	if err == nil && len(processes) > 0 {
 		c.Level = api.Limited
-		c.Detail = fmt.Sprintf("a container's %s is limited only if %q can be handed down from %s, which is not the machine's own root", what, controller, cgroupMount)
+		c.Detail = fmt.Sprintf("a container's %s is not limited: the controller %q cannot be handed down while %s, not the machine's own root, has processes itself", what, controller, cgroupMount)
+		c.Remedy = "move the processes in " + filepath.Join(cgroupMount, "cgroup.procs") + " into a cgroup below"
 	}
 	return c
 }
