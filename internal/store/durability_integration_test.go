@@ -21,13 +21,22 @@ import (
 )
 
 // writerDir makes the test binary write records to that store, and print each number after it was written.
-const writerDir = "POLDER_TEST_WRITER_DIR"
+const (
+	writerDir = "POLDER_TEST_WRITER_DIR"
+	// careless makes that writer not look at the free space.
+	careless = "POLDER_TEST_WRITER_CARELESS"
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(writerDir); dir != "" {
 		writeForever(dir)
 	}
 	os.Exit(m.Run())
+}
+
+type number struct {
+	N       int
+	Padding string
 }
 
 func writeForever(dir string) {
@@ -37,10 +46,15 @@ func writeForever(dir string) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	table := store.NewTable[int](s, "n", 1)
+	padding := ""
+	if os.Getenv(careless) != "" {
+		store.SetFree(s, func() (api.Bytes, error) { return api.TiB, nil })
+		padding = strings.Repeat("x", 256<<10)
+	}
+	table := store.NewTable[number](s, "n", 1)
 	recs, err := table.List(ctx)
 	for i := len(recs); err == nil; i++ {
-		if _, err = table.Create(ctx, fmt.Sprintf("%06d", i), i); err == nil {
+		if _, err = table.Create(ctx, fmt.Sprintf("%06d", i), number{i, padding}); err == nil {
 			fmt.Println(i)
 		}
 	}
@@ -58,21 +72,61 @@ func TestKilledWriterLosesNothing(t *testing.T) {
 		start := time.Now()
 		s := open(t, dir)
 		t.Logf("round %d: %d records, opened in %v", round, last+1, time.Since(start))
-		recs, err := store.NewTable[int](s, "n", 1).List(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(recs) <= last {
-			t.Fatalf("%d records are there, %d had been written", len(recs), last+1)
-		}
-		for i, rec := range recs {
-			if rec.Value != i {
-				t.Fatalf("record %d is %+v", i, rec)
-			}
-		}
+		wantNumbers(t, s, last)
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+func wantNumbers(t *testing.T, s *store.Store, last int) {
+	recs, err := store.NewTable[number](s, "n", 1).List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(recs) <= last {
+		t.Fatalf("%d records are there, %d had been written", len(recs), last+1)
+	}
+	for i, rec := range recs {
+		if rec.Value.N != i {
+			t.Fatalf("record %d is %+v", i, rec)
+		}
+	}
+}
+
+// TestMemberThatMeetsFullDisk takes away the store's caution: etcd itself runs into the full disk. The process says why it can
+// not go on, and nothing that was written is lost.
+func TestMemberThatMeetsFullDisk(t *testing.T) {
+	mount := smallFileSystem(t, "ext4")
+	dir := filepath.Join(mount, "store")
+	if err := open(t, dir).Close(); err != nil { // makes the reserve, which is part of the filling
+		t.Fatal(err)
+	}
+	fill(t, filepath.Join(mount, "filler"), true)
+	child := exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), writerDir+"="+dir, careless+"=1")
+	var stderr strings.Builder
+	child.Stderr = &stderr
+	out, err := child.Output()
+	if err == nil || !strings.Contains(stderr.String(), "store stopped: etcd: ") || !strings.Contains(stderr.String(), "no space left on device") {
+		t.Fatalf("writer ended with %v: %s", err, stderr.String())
+	}
+	t.Logf("writer: %s", stderr.String())
+	if err := os.Remove(filepath.Join(mount, "filler")); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Fields(string(out))
+	if len(lines) == 0 {
+		t.Fatal("nothing was written")
+	}
+	last, err := strconv.Atoi(lines[len(lines)-1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, dir)
+	wantNumbers(t, s, last)
+	if err := s.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -152,15 +206,10 @@ func fillUp(t *testing.T, mount string) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s, err = store.Open(t.Context(), store.Options{Dir: filepath.Join(mount, "store")})
-	if err != nil {
-		t.Logf("opening on a full disk is refused: %v", err)
-		wantKind(t, err, api.Exhausted)
-		t.FailNow() // one that closed in order needs no room to start
-	}
-	table = store.NewTable[string](s, "text", 1)
-	if rec, err := table.Get(t.Context(), "old0"); err != nil || rec.Value != "changed" {
-		t.Errorf("record after the disk was full: %+v, %v", rec, err)
+	_, err = store.Open(t.Context(), store.Options{Dir: filepath.Join(mount, "store")})
+	wantKind(t, err, api.Exhausted)
+	if err == nil || !strings.HasSuffix(err.Error(), "make room there and start again; nothing is lost") {
+		t.Errorf("opening on a full disk: %v", err)
 	}
 	for _, name := range []string{"filler", "filler2"} {
 		if err := os.Remove(filepath.Join(mount, name)); err != nil {
@@ -168,11 +217,26 @@ func fillUp(t *testing.T, mount string) {
 		}
 	}
 	sync(t, mount)
+	s = open(t, filepath.Join(mount, "store"))
+	table = store.NewTable[string](s, "text", 1)
+	if rec, err := table.Get(t.Context(), "old0"); err != nil || rec.Value != "changed" {
+		t.Errorf("record after the disk was full: %+v, %v", rec, err)
+	}
 	if _, err := table.Create(t.Context(), "new", "new"); err != nil {
 		t.Errorf("after room was made: %v", err)
 	}
 	if recs, err := table.List(t.Context()); err != nil || len(recs) != 11 {
 		t.Errorf("%d records at the end, %v", len(recs), err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	// A daemon that starts on a full disk has its reserve.
+	fill(t, filepath.Join(mount, "filler"), true)
+	s = open(t, filepath.Join(mount, "store"))
+	table = store.NewTable[string](s, "text", 1)
+	if _, err := table.Create(store.Freeing(t.Context()), "operation2", "delete"); err != nil {
+		t.Errorf("starting to delete after a start on a full disk: %v", err)
 	}
 	if err := s.Close(); err != nil {
 		t.Error(err)

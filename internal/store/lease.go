@@ -15,15 +15,13 @@ type Lease struct {
 
 // Lease makes a lease that ends after ttl (whole seconds, at least 2) unless it is kept alive.
 func (s *Store) Lease(ctx context.Context, ttl time.Duration) (*Lease, error) {
-	l := &Lease{store: s}
-	err := s.request(ctx, "make lease", func(ctx context.Context) error {
+	return request(ctx, s, "make lease", func(ctx context.Context) (*Lease, error) {
 		granted, err := s.client.Grant(ctx, int64((ttl+time.Second-1)/time.Second))
-		if err == nil {
-			l.id = granted.ID
+		if err != nil {
+			return nil, err
 		}
-		return err
+		return &Lease{store: s, id: granted.ID}, nil
 	})
-	return l, err
 }
 
 // KeepAlive renews the lease until ctx is done. The channel is closed when the lease is not renewed any more: ctx is
@@ -44,8 +42,8 @@ func (l *Lease) KeepAlive(ctx context.Context) (<-chan struct{}, error) {
 
 // Revoke ends the lease at once; its records are deleted.
 func (l *Lease) Revoke(ctx context.Context) error {
-	return l.store.request(ctx, "revoke lease", func(ctx context.Context) error {
-		_, err := l.store.client.Revoke(ctx, l.id)
-		return err
+	_, err := request(ctx, l.store, "revoke lease", func(ctx context.Context) (*clientv3.LeaseRevokeResponse, error) {
+		return l.store.client.Revoke(ctx, l.id)
 	})
+	return err
 }

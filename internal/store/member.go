@@ -75,10 +75,9 @@ func startMember(ctx context.Context, o Options, fail func(error)) (_ *member, e
 	started := make(chan error, 1)
 	m := &member{dir: o.Dir, lock: lock, space: newSpace(o.Dir)}
 	m.quota.member, m.quota.limit = m, api.Bytes(o.Quota)
-	if _, err := os.Stat(config.Dir); err != nil { // one that is there can start with hardly any room
-		if err := m.space.admit(ctx, fmt.Sprintf("make store %q", o.Dir), true); err != nil {
-			return nil, err
-		}
+	_, err = os.Stat(config.Dir)
+	if err := m.space.admitStart(o.Dir, err != nil); err != nil {
+		return nil, err
 	}
 	go func() {
 		etcd, err := embed.StartEtcd(config)
@@ -103,7 +102,7 @@ func startMember(ctx context.Context, o Options, fail func(error)) (_ *member, e
 func startError(dir string, err error) error {
 	kind := api.KindOf(err)
 	if isDiskFull(err.Error()) {
-		return api.Errorf(api.Exhausted, "open store %q: %w: free some space on its file system, then start again; nothing is lost", dir, err)
+		return api.Errorf(api.Exhausted, "open store %q: %w: make room on its file system and start again; nothing is lost", dir, err)
 	}
 	return api.Errorf(kind, "open store %q: %w", dir, err)
 }

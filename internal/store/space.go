@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -25,6 +26,8 @@ const (
 	lowSpace    = 96 * api.MiB
 	reserveSize = 64 * api.MiB
 	dangerSpace = 36 * api.MiB
+	// startSpace is what a member that is there already needs to start.
+	startSpace = 20 * api.MiB
 )
 
 // reserveEvery is how often the store tries to get its reserve back.
@@ -84,6 +87,21 @@ func (s *space) admit(ctx context.Context, what string, creates bool) error {
 	}
 	return api.Errorf(api.Exhausted, "%s: only %v is free on the file system of %s, which keeps the last %v for finishing and deleting: delete VEs or images that are no longer needed, or make room there otherwise",
 		what, free, s.dir, lowSpace)
+}
+
+// admitStart says whether there is room to start a member, with what the reserve has if need be; made: it is a new one.
+func (s *space) admitStart(dir string, made bool) error {
+	if made {
+		return s.admit(context.Background(), fmt.Sprintf("make store %q", dir), true)
+	}
+	free, err := s.free()
+	if err == nil && free < dangerSpace && s.release() {
+		free, err = s.free()
+	}
+	if err == nil && free < startSpace {
+		return api.Errorf(api.Exhausted, "open store %q: only %v is free on its file system, want %v: make room there and start again; nothing is lost", dir, free, startSpace)
+	}
+	return nil
 }
 
 // reserve makes the file that can be deleted when space runs out.

@@ -68,13 +68,18 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		s.cancel(err)
 		return nil, err
 	}
-	if err := s.checkFormat(ctx); err != nil {
+	if _, err := request(ctx, s, "read store's format", s.checkFormat); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
+// openTimeout is how long a member may take to start: it reads its log, and seldom defragments its database.
+const openTimeout = 2 * time.Minute
+
 func (s *Store) open(ctx context.Context, o Options) (err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, openTimeout, errors.New("it does not become ready"))
+	defer cancel()
 	if len(o.Endpoints) == 0 {
 		s.member, err = startMember(ctx, o, s.fail)
 		if err == nil {
@@ -127,22 +132,37 @@ func (s *Store) fail(err error) {
 }
 
 // Revision is the store's present revision. A Watch from Revision+1 reports all that happens after.
-func (s *Store) Revision(ctx context.Context) (revision int64, err error) {
-	err = s.request(ctx, "read store's revision", func(ctx context.Context) error {
-		r, err := s.client.Get(ctx, formatKey, clientv3.WithCountOnly())
-		if err == nil {
-			revision = r.Header.Revision
+func (s *Store) Revision(ctx context.Context) (int64, error) {
+	return request(ctx, s, "read store's revision", func(ctx context.Context) (int64, error) {
+		found, err := s.client.Get(ctx, formatKey, clientv3.WithCountOnly())
+		if err != nil {
+			return 0, err
 		}
-		return err
+		return found.Header.Revision, nil
 	})
-	return revision, err
 }
 
-// request makes one read with a time limit, and gives errors their kinds. what names it: `read ve "c1"`.
-func (s *Store) request(ctx context.Context, what string, f func(context.Context) error) error {
+// request makes one request with a time limit, and gives errors their kinds. what names it: `read ve "c1"`. f runs in a
+// goroutine of its own because a member that failed may hold a request for ever, whatever its context says.
+func request[R any](ctx context.Context, s *Store, what string, f func(context.Context) (R, error)) (R, error) {
+	type answer struct {
+		value R
+		err   error
+	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	stop := context.AfterFunc(s.ctx, cancel)
 	defer stop()
-	return s.explain(what, f(ctx))
+	answers := make(chan answer, 1)
+	go func() {
+		value, err := f(ctx)
+		answers <- answer{value, err}
+	}()
+	select {
+	case a := <-answers:
+		return a.value, s.explain(what, a.err)
+	case <-s.ctx.Done():
+		var none R
+		return none, s.explain(what, s.ctx.Err())
+	}
 }

@@ -39,19 +39,17 @@ func (t *Table[T]) record(kv *mvccpb.KeyValue) (Record[T], error) {
 }
 
 // Get reads one record; api.NotFound when it is not there.
-func (t *Table[T]) Get(ctx context.Context, key string) (rec Record[T], err error) {
-	err = t.store.request(ctx, "read "+t.name(key), func(ctx context.Context) error {
+func (t *Table[T]) Get(ctx context.Context, key string) (Record[T], error) {
+	return request(ctx, t.store, "read "+t.name(key), func(ctx context.Context) (Record[T], error) {
 		found, err := t.store.client.Get(ctx, t.prefix+key)
 		if err != nil {
-			return err
+			return Record[T]{}, err
 		}
 		if len(found.Kvs) == 0 {
-			return api.Errorf(api.NotFound, "%s not found", t.name(key))
+			return Record[T]{}, api.Errorf(api.NotFound, "%s not found", t.name(key))
 		}
-		rec, err = t.record(found.Kvs[0])
-		return err
+		return t.record(found.Kvs[0])
 	})
-	return rec, err
 }
 
 // List reads all records, sorted by key.
@@ -63,23 +61,25 @@ func (t *Table[T]) List(ctx context.Context) ([]Record[T], error) {
 // Snapshot reads all records whose key begins with keyPrefix, sorted by key, and the store's revision at which they were
 // so: a Watch from revision+1 goes on right there.
 func (t *Table[T]) Snapshot(ctx context.Context, keyPrefix string) (recs []Record[T], revision int64, err error) {
-	err = t.store.request(ctx, "list "+t.noun+" records", func(ctx context.Context) error {
-		found, err := t.store.client.Get(ctx, t.prefix+keyPrefix, clientv3.WithPrefix())
+	found, err := t.read(ctx, keyPrefix, clientv3.WithPrefix())
+	if err != nil {
+		return nil, 0, err
+	}
+	recs = make([]Record[T], 0, len(found.Kvs))
+	for _, kv := range found.Kvs {
+		rec, err := t.record(kv)
 		if err != nil {
-			return err
+			return nil, 0, err
 		}
-		revision = found.Header.Revision
-		recs = make([]Record[T], 0, len(found.Kvs))
-		for _, kv := range found.Kvs {
-			rec, err := t.record(kv)
-			if err != nil {
-				return err
-			}
-			recs = append(recs, rec)
-		}
-		return nil
+		recs = append(recs, rec)
+	}
+	return recs, found.Header.Revision, nil
+}
+
+func (t *Table[T]) read(ctx context.Context, key string, options ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	return request(ctx, t.store, "list "+t.noun+" records", func(ctx context.Context) (*clientv3.GetResponse, error) {
+		return t.store.client.Get(ctx, t.prefix+key, options...)
 	})
-	return recs, revision, err
 }
 
 // Create writes a record that must not be there yet: api.Exists.

@@ -167,23 +167,21 @@ func (s *Store) Txn(ctx context.Context, ops ...Op) (revision int64, err error) 
 		look = append(look, clientv3.OpGet(op.key, get...))
 	}
 	what := "write " + ops[0].name
-	if s.member != nil && !onlyFree(ops) {
-		if err := s.member.admit(ctx, what, creates(ops)); err != nil {
-			return 0, err
+	return request(ctx, s, what, func(ctx context.Context) (int64, error) {
+		if s.member != nil && !onlyFree(ops) {
+			if err := s.member.admit(ctx, what, creates(ops)); err != nil {
+				return 0, err
+			}
 		}
-	}
-	err = s.request(ctx, what, func(ctx context.Context) error {
 		done, err := s.client.Txn(ctx).If(conditions...).Then(apply...).Else(look...).Commit()
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if !done.Succeeded {
-			return refusal(ops, done)
+			return 0, refusal(ops, done)
 		}
-		revision = done.Header.Revision
-		return nil
+		return done.Header.Revision, nil
 	})
-	return revision, err
 }
 
 // onlyFree says whether the transaction writes nothing but deletions.

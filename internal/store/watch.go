@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -107,16 +108,16 @@ func (t *Table[T]) change(event *clientv3.Event) Change[T] {
 // restart reports all records anew after history was lost.
 func (w *watcher[T]) restart(ctx context.Context) {
 	s := w.table.store
-	var found *clientv3.GetResponse
-	err := s.request(ctx, "list "+w.table.noun+" records", func(ctx context.Context) (err error) {
-		found, err = s.client.Get(ctx, w.table.prefix+w.key, w.options...)
-		return err
-	})
+	found, err := w.table.read(ctx, w.key, w.options...)
 	if err != nil {
 		if api.KindOf(err) != api.Cancelled {
 			s.log.Warn("watch can not list the records again", "table", w.table.noun, "error", err)
 		}
-		return // open fails the same way and brings us back
+		select { // open fails the same way and brings us back
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+		return
 	}
 	if !w.send(ctx, Change[T]{Reset: true, Revision: found.Header.Revision}) {
 		return
