@@ -177,7 +177,10 @@ func (l *agentLine) open(ctx context.Context, path, mode string) (handle int64, 
 	return handle, err
 }
 
+// closeFile closes a file also when ctx has ended: the agent would keep it open for good.
 func (l *agentLine) closeFile(ctx context.Context, handle int64) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanPatience)
+	defer cancel()
 	return l.call(ctx, "guest-file-close", map[string]any{"handle": handle}, nil)
 }
 

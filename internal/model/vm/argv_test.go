@@ -87,7 +87,7 @@ func TestCheckRefusesWhatCannotRun(t *testing.T) {
 	if err := os.WriteFile(disk, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	good := model.Spec{Dir: "/d", Root: model.Root{Disk: disk, Format: "raw"}, CPUs: 1, Memory: 512 * api.MiB}
+	good := model.Spec{Dir: "/d", Root: model.Root{Disk: disk, Format: "raw"}, CPUs: 1, Memory: 512 * api.MiB, IDBase: 500000, Cgroup: "/polder/v1"}
 	if err := check(good); err != nil {
 		t.Fatal(err)
 	}
@@ -98,6 +98,8 @@ func TestCheckRefusesWhatCannotRun(t *testing.T) {
 		"1 MiB":          func(s *model.Spec) { s.Memory = api.MiB },
 		"no cpu":         func(s *model.Spec) { s.CPUs = 0 },
 		"disk is a dir":  func(s *model.Spec) { s.Root.Disk = filepath.Dir(disk) },
+		"root":           func(s *model.Spec) { s.IDBase = 0 },
+		"no cgroup":      func(s *model.Spec) { s.Cgroup = "" },
 		"many networks":  func(s *model.Spec) { s.NICs = make([]model.NIC, 9) },
 		"disk not there": func(s *model.Spec) { s.Root.Disk += "x" },
 	} {

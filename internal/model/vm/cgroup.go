@@ -74,11 +74,15 @@ func makeCgroup(ve model.Spec) (*os.File, error) {
 	return os.Open(dir)
 }
 
-// removeCgroup removes the VE's cgroup and what is in it. It is busy for a moment after its last process has ended.
+// removeCgroup removes the VE's cgroup, and kills what is in it: no QEMU runs as far as its pidfile tells, so it is one that
+// was just being started when the daemon was killed. It is busy for a moment after its last process has ended.
 func removeCgroup(ctx context.Context, ve model.Spec) error {
 	dir, err := cgroupDir(ve)
 	if err != nil || ve.Cgroup == "" {
 		return err
+	}
+	if err := os.WriteFile(dir+"/cgroup.kill", []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("kill cgroup of vm %q: %w", ve.Name, err)
 	}
 	for wait := time.Millisecond; ; wait *= 2 {
 		err := os.Remove(dir)

@@ -321,10 +321,11 @@ func (o *output) read(ctx context.Context, line *agentLine, dir string) (n int, 
 	switch {
 	case o.at < o.newest:
 		// A moment ago it was whole, so all of it has been read.
-		if err := line.closeFile(ctx, o.handle); err != nil {
+		done := o.handle
+		o.handle = -1
+		if err := line.closeFile(ctx, done); err != nil {
 			return n, err
 		}
-		o.handle = -1
 		if err := truncate(ctx, line, path); err != nil {
 			return n, err
 		}

@@ -205,7 +205,7 @@ func TestExecResults(t *testing.T) {
 		"input":       {req: api.ExecRequest{Command: []string{"cat"}}, stdin: strings.NewReader("a\x00b"), stdout: "a\x00b"},
 		"empty input": {req: api.ExecRequest{Command: []string{"cat"}}, stdin: strings.NewReader("")},
 		"no input":    {req: api.ExecRequest{Command: []string{"cat"}}},
-		"not read":    {req: api.ExecRequest{Command: []string{"true"}}, stdin: strings.NewReader(strings.Repeat("x", 9<<20))},
+		"not read":    {req: api.ExecRequest{Command: []string{"true"}}, stdin: strings.NewReader(strings.Repeat("x", 5<<20))},
 		"background":  {req: api.ExecRequest{Command: []string{"sh", "-c", "sleep 5 & echo there"}}, stdout: "there\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -220,7 +220,7 @@ func TestExecResults(t *testing.T) {
 
 // Far more than the pieces that may wait, both ways, through a command that hands it on.
 func TestExecKeepsBulk(t *testing.T) {
-	data := make([]byte, 30<<20)
+	data := make([]byte, 13<<20)
 	rng := rand.New(rand.NewSource(1))
 	_, _ = rng.Read(data)
 	code, stdout, _, err := perform(t.Context(), t, api.ExecRequest{Command: []string{"cat"}}, model.Streams{Stdin: bytes.NewReader(data)})

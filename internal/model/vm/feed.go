@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -16,11 +17,7 @@ func (s *session) feed(ctx context.Context) error {
 	if err != nil {
 		return unlessEnded(ctx, err)
 	}
-	defer func() {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanPatience)
-		defer cancel()
-		_ = s.line.closeFile(closing, control)
-	}()
+	defer func() { _ = s.line.closeFile(ctx, control) }()
 	in := &inbox{changed: make(chan struct{}, 1), room: make(chan struct{}, 1)}
 	go in.fill(ctx, s.streams.Stdin)
 	for n := 1; ; n++ {
@@ -63,17 +60,20 @@ func (s *session) sendPiece(ctx context.Context, control int64, n int, data []by
 			return err
 		}
 	}
-	handle, err := s.line.open(ctx, path(n), "w")
-	if err != nil {
-		return err
-	}
-	if err := s.line.write(ctx, handle, data); err != nil {
-		return err
-	}
-	if err := s.line.closeFile(ctx, handle); err != nil {
+	if err := s.writeFile(ctx, path(n), data); err != nil {
 		return err
 	}
 	return s.line.write(ctx, control, fmt.Appendf(nil, "%d\n", n))
+}
+
+// writeFile writes a file inside.
+func (s *session) writeFile(ctx context.Context, path string, data []byte) error {
+	handle, err := s.line.open(ctx, path, "w")
+	if err != nil {
+		return err
+	}
+	err = s.line.write(ctx, handle, data)
+	return errors.Join(err, s.line.closeFile(ctx, handle))
 }
 
 // inbox gathers input while a piece is on its way, so that many small reads make few pieces.

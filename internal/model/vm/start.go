@@ -70,6 +70,8 @@ func check(ve model.Spec) error {
 		return api.Errorf(api.Invalid, "memory %s is less than %s, which a vm needs to start at all; a system needs 256MiB or more", ve.Memory, leastMemory)
 	case ve.CPUs < 1 || ve.CPUs > 255:
 		return api.Errorf(api.Invalid, "%d cpus: want 1 to 255", ve.CPUs)
+	case ve.IDBase == 0 || len(ve.Cgroup) < 2 || ve.Cgroup[0] != '/':
+		return api.Errorf(api.Invalid, "a vm needs a user and a cgroup of its own: user id %d, cgroup %q", ve.IDBase, ve.Cgroup)
 	case len(ve.NICs) > 8:
 		return api.Errorf(api.Invalid, "%d networks: a vm has at most 8", len(ve.NICs))
 	}

@@ -8,9 +8,11 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -321,4 +323,23 @@ func TestAdoptIsFast(t *testing.T) {
 		t.Fatal(ok, err)
 	}
 	t.Logf("adopt: %s", time.Since(began))
+}
+
+// A daemon that was killed right after it had started QEMU leaves a process that holds no lock yet.
+func TestProcessOfAStartCutOffIsEnded(t *testing.T) {
+	m, ve := New(Config{}), bootSpec(t)
+	cgroup, err := makeCgroup(ve)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cgroup.Close()
+	stray := exec.Command("sleep", "1000")
+	stray.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd())}
+	if err := stray.Start(); err != nil {
+		t.Fatal(err)
+	}
+	started(t, m, ve)
+	if err := stray.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("it ended with %v", err)
+	}
 }
