@@ -21,12 +21,28 @@ func (l *Lab) Down(ctx context.Context) error {
 	if err := checkRoot(); err != nil {
 		return err
 	}
+	if !l.exists() {
+		return nil
+	}
 	unlock, err := l.lock()
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	return l.remove(ctx)
+}
+
+// exists says whether there is anything of a lab: its directory, or processes of one whose directory was removed by hand.
+func (l *Lab) exists() bool {
+	if _, err := os.Stat(l.dir); err == nil {
+		return true
+	}
+	cgroup, err := l.cgroup()
+	if err != nil {
+		return false
+	}
+	_, err = os.Stat(cgroup)
+	return err == nil
 }
 
 // remove goes from what is alive to what is not, and does all it can. The lock goes last: it lies in the directory.
@@ -41,10 +57,10 @@ func (l *Lab) remove(ctx context.Context) error {
 	}
 	r, readErr := l.readRecord()
 	cgroup, err := l.cgroup()
-	if err != nil {
-		return err
+	if err == nil {
+		err = killCgroup(ctx, cgroup)
 	}
-	if err := killCgroup(ctx, cgroup); err != nil {
+	if err != nil && api.KindOf(err) != api.Unsupported { // without cgroup2 nothing was ever started
 		return err
 	}
 	for _, d := range loops {

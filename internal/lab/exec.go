@@ -51,7 +51,7 @@ func (l *Lab) Exec(ctx context.Context, name string, argv []string, stdin io.Rea
 	}
 	defer cgroup.Close()
 	args := append([]string{
-		"--target", strconv.Itoa(pid), "--mount", "--uts", "--ipc", "--net", "--cgroup", "--root", "--wd", "--",
+		"--target", strconv.Itoa(pid), "--mount", "--root", "--wd", "--",
 	}, argv...)
 	cmd := exec.CommandContext(ctx, nsenter, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stderr
@@ -64,15 +64,16 @@ func (l *Lab) Exec(ctx context.Context, name string, argv []string, stdin io.Rea
 	return wait(cmd, name)
 }
 
-// startIn starts cmd in the pid namespace of pid, so that its process is the command itself and gets our signals.
+// startIn starts cmd in the namespaces of pid, all but that of mounts, which takes a process of one thread: nsenter. In the
+// pid namespace from the start, its process is the command itself and gets our signals.
 func startIn(cmd *exec.Cmd, pid int) error {
 	started := make(chan error)
 	go func() {
-		// Never unlocked: the thread ends with the goroutine. Other processes must not start in that namespace.
+		// Never unlocked: the thread ends with the goroutine. Other processes must not start in those namespaces.
 		runtime.LockOSThread()
-		fd, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		fd, err := unix.PidfdOpen(pid, 0)
 		if err == nil {
-			err = unix.Setns(fd, unix.CLONE_NEWPID)
+			err = unix.Setns(fd, unix.CLONE_NEWPID|unix.CLONE_NEWCGROUP|unix.CLONE_NEWNET|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC)
 			unix.Close(fd)
 		}
 		if err == nil {
