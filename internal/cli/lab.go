@@ -197,12 +197,16 @@ func newLabExecCommand(a *app) *cobra.Command {
 		Args:              args(2, -1),
 		ValidArgsFunction: a.completeLabHost,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			command, err := commandWords(cmd, args[1:])
+			if err != nil {
+				return err
+			}
 			l, err := a.openLab()
 			if err != nil {
 				return err
 			}
 			// Signals are the command's, so they must not end ours.
-			code, err := l.Exec(context.WithoutCancel(cmd.Context()), args[0], args[1:], a.stdin, a.stdout, a.stderr)
+			code, err := l.Exec(context.WithoutCancel(cmd.Context()), args[0], command, a.stdin, a.stdout, a.stderr)
 			if err == nil && code != 0 {
 				return exitStatus(code)
 			}
