@@ -200,6 +200,7 @@ func fillUp(t *testing.T, mount string) {
 	if err := table.Delete(t.Context(), "old1"); err != nil {
 		t.Errorf("deleting on a full disk: %v", err)
 	}
+	store.Commit(s)                                // what etcd still has to write, it would fail to write, and stop
 	fill(t, filepath.Join(mount, "filler2"), true) // now the reserve's room is taken as well
 	_, err = table.Put(t.Context(), "old0", "changed again")
 	wantKind(t, err, api.Exhausted)

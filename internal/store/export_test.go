@@ -38,3 +38,6 @@ func ForgetRelief(s *Store) { s.member.quota.failed = time.Time{} }
 
 // Decode reads a record of version 1.
 func Decode[T any](text []byte) (T, error) { return NewTable[T](nil, "text", 1).decode("key", text) }
+
+// Commit makes etcd write what it holds back (for 0.1 s, otherwise) to its database.
+func Commit(s *Store) { s.member.etcd.Server.Backend().ForceCommit() }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"expvar"
 	"fmt"
 	"net/url"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.etcd.io/etcd/server/v3/storage/wal"
+	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -25,8 +27,8 @@ const (
 	// not a time because a number needs no memory of when which revision was made, so restarts do not matter.
 	keepRevisions = "5000"
 	// snapshotCount and catchUpEntries bound how many raft entries are held in memory.
-	snapshotCount  = 2000
-	catchUpEntries = 200
+	snapshotCount  = 1000
+	catchUpEntries = 2500
 	// walSegment is the size of a preallocated file of the log; etcd keeps one ahead. Its own 64 MiB would cost every
 	// host 128 MiB of disk for a log that sees a few KiB per operation.
 	walSegment = 16 << 20
@@ -102,7 +104,7 @@ func startMember(ctx context.Context, o Options, fail func(error)) (_ *member, e
 func startError(dir string, err error) error {
 	kind := api.KindOf(err)
 	if isDiskFull(err.Error()) {
-		return api.Errorf(api.Exhausted, "open store %q: %w: make room on its file system and start again; nothing is lost", dir, err)
+		return api.Errorf(api.Exhausted, "open store %q: %w: make room there and start again; nothing is lost", dir, err)
 	}
 	return api.Errorf(kind, "open store %q: %w", dir, err)
 }
@@ -132,32 +134,49 @@ func memberConfig(o Options, fatal func(error)) *embed.Config {
 
 // awaitReady returns once the member leads and has published itself.
 func (m *member) awaitReady(ctx context.Context, fatal <-chan error) error {
-	ticker := time.NewTicker(time.Millisecond)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-m.etcd.Server.ReadyNotify():
-			return nil
-		case <-ticker.C:
-			campaign(ctx, m.etcd.Server)
-		case err := <-fatal:
-			return err
-		case err := <-m.etcd.Err():
-			return fmt.Errorf("etcd stopped: %w", err)
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go campaign(ctx, m.etcd.Server) // not here: a raft that has failed answers nothing
+	select {
+	case <-m.etcd.Server.ReadyNotify():
+		return nil
+	case err := <-fatal:
+		return err
+	case err := <-m.etcd.Err():
+		return fmt.Errorf("etcd stopped: %w", err)
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
 // campaign makes the only member of a cluster leader at once. By itself it would wait for an election timeout (a second),
-// which only makes sense where others may be leading. The message is the one by which a leader hands over.
+// which only makes sense where others may be leading. The message is the one by which a leader hands over. It must not come
+// before raft has applied what was committed: raft would look through those entries, some of which etcd may have dropped
+// from memory by then, and panic.
 func campaign(ctx context.Context, server *etcdserver.EtcdServer) {
-	if server.Leader() != 0 || len(server.Cluster().Members()) != 1 {
-		return
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	for server.Leader() == 0 && len(server.Cluster().Members()) <= 1 {
+		if applied(uint64(server.MemberID())) {
+			id := uint64(server.MemberID())
+			_ = server.Process(ctx, &raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), To: &id, From: &id})
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
 	}
-	id := uint64(server.MemberID())
-	_ = server.Process(ctx, &raftpb.Message{Type: raftpb.MsgTimeoutNow.Enum(), To: &id, From: &id})
+}
+
+// applied says whether raft has applied all that is committed. etcd shows its raft's status in no other way.
+func applied(id uint64) bool {
+	status, ok := expvar.Get("raft.status").(expvar.Func)
+	if !ok {
+		return false
+	}
+	now, ok := status.Value().(raft.Status)
+	return ok && now.ID == id && now.GetCommit() > 0 && now.Applied >= now.GetCommit()
 }
 
 // admit says whether there is room for a write; creates: it makes new records.

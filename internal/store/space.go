@@ -21,13 +21,12 @@ import (
 //	                  deleting
 //	still below it    no writes at all
 //
-// One segment of the log and one growth of the database (16 MiB each) must fit into what is left.
+// One segment of the log and one growth of the database (16 MiB each) must fit into what is left, and a start needs two
+// segments. ext4 counts up to 16 MiB as free that nobody gets.
 const (
-	lowSpace    = 96 * api.MiB
+	lowSpace    = 128 * api.MiB
 	reserveSize = 64 * api.MiB
-	dangerSpace = 36 * api.MiB
-	// startSpace is what a member that is there already needs to start.
-	startSpace = 20 * api.MiB
+	dangerSpace = 48 * api.MiB
 )
 
 // reserveEvery is how often the store tries to get its reserve back.
@@ -98,8 +97,8 @@ func (s *space) admitStart(dir string, made bool) error {
 	if err == nil && free < dangerSpace && s.release() {
 		free, err = s.free()
 	}
-	if err == nil && free < startSpace {
-		return api.Errorf(api.Exhausted, "open store %q: only %v is free on its file system, want %v: make room there and start again; nothing is lost", dir, free, startSpace)
+	if err == nil && free < dangerSpace {
+		return api.Errorf(api.Exhausted, "open store %q: only %v is free on its file system, want %v: make room there and start again; nothing is lost", dir, free, dangerSpace)
 	}
 	return nil
 }
