@@ -42,7 +42,7 @@ func (c *Client) CancelOperation(ctx context.Context, id string) error {
 func (c *Client) Wait(ctx context.Context, id string, each func(api.Operation)) (api.Operation, error) {
 	var last api.Operation
 	err := c.persist(ctx, func(alive func()) (bool, error) {
-		err := c.listen(ctx, operationPath(id)+"/events", 0, func(e sseEvent) error {
+		err := c.listen(ctx, operationPath(id)+"/events", 0, alive, func(e sseEvent) error {
 			if e.name != "operation" {
 				return nil
 			}
@@ -50,7 +50,6 @@ func (c *Client) Wait(ctx context.Context, id string, each func(api.Operation)) 
 			if err := json.Unmarshal(e.data, &op); err != nil {
 				return api.Errorf(api.Internal, "watch operation %s: %w", id, err)
 			}
-			alive()
 			last = op
 			if each != nil {
 				each(op)
@@ -63,16 +62,15 @@ func (c *Client) Wait(ctx context.Context, id string, each func(api.Operation)) 
 }
 
 // Events calls each with what happens in the cluster after the event `after` (0: from now on), until ctx is done or
-// each returns an error, which it returns. It reconnects like Wait and misses nothing by it.
+// each returns an error, which it returns. It reconnects like Wait; once it has seen an event, it misses none by that.
 func (c *Client) Events(ctx context.Context, after int64, each func(api.Event) error) error {
 	var stop error
 	err := c.persist(ctx, func(alive func()) (bool, error) {
-		err := c.listen(ctx, "/v1/events", after, func(e sseEvent) error {
+		err := c.listen(ctx, "/v1/events", after, alive, func(e sseEvent) error {
 			var event api.Event
 			if err := json.Unmarshal(e.data, &event); err != nil {
 				return api.Errorf(api.Internal, "read events: %w", err)
 			}
-			alive()
 			after = event.ID
 			stop = each(event)
 			return stop
@@ -113,8 +111,8 @@ func (c *Client) persist(ctx context.Context, attempt func(alive func()) (done b
 	}
 }
 
-// listen reads one event stream until it ends.
-func (c *Client) listen(ctx context.Context, path string, after int64, each func(sseEvent) error) error {
+// listen reads one event stream until it ends; it calls alive when the stream has opened and with every event.
+func (c *Client) listen(ctx context.Context, path string, after int64, alive func(), each func(sseEvent) error) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
 	if err != nil {
 		return api.Errorf(api.Invalid, "request %s: %w", path, err)
@@ -127,7 +125,9 @@ func (c *Client) listen(ctx context.Context, path string, after int64, each func
 		return err
 	}
 	defer res.Body.Close()
+	alive()
 	err = readEvents(res.Body, func(e sseEvent) error {
+		alive()
 		if e.name != "problem" {
 			return each(e)
 		}
