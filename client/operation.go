@@ -41,7 +41,8 @@ func (c *Client) CancelOperation(ctx context.Context, id string) error {
 // for it again for 15 seconds.
 func (c *Client) Wait(ctx context.Context, id string, each func(api.Operation)) (api.Operation, error) {
 	var last api.Operation
-	err := c.persist(ctx, func(alive func()) (bool, error) {
+	// Somebody has just started the operation, so the server is only away if it cannot be reached at first.
+	err := c.persist(ctx, time.Now(), func(alive func()) (bool, error) {
 		err := c.listen(ctx, operationPath(id)+"/events", 0, alive, func(e sseEvent) error {
 			if e.name != "operation" {
 				return nil
@@ -65,7 +66,7 @@ func (c *Client) Wait(ctx context.Context, id string, each func(api.Operation)) 
 // each returns an error, which it returns. It reconnects like Wait; once it has seen an event, it misses none by that.
 func (c *Client) Events(ctx context.Context, after int64, each func(api.Event) error) error {
 	var stop error
-	err := c.persist(ctx, func(alive func()) (bool, error) {
+	err := c.persist(ctx, time.Time{}, func(alive func()) (bool, error) {
 		err := c.listen(ctx, "/v1/events", after, alive, func(e sseEvent) error {
 			var event api.Event
 			if err := json.Unmarshal(e.data, &event); err != nil {
@@ -84,9 +85,8 @@ func (c *Client) Events(ctx context.Context, after int64, each func(api.Event) e
 }
 
 // persist calls attempt until it is done or fails for good. A server that cannot be reached is tried again until
-// patience is up since attempt last called alive; one that was never reached is given up at once.
-func (c *Client) persist(ctx context.Context, attempt func(alive func()) (done bool, err error)) error {
-	var seen time.Time
+// patience is up since it was last seen, which attempt tells by alive; one that was never seen is given up at once.
+func (c *Client) persist(ctx context.Context, seen time.Time, attempt func(alive func()) (done bool, err error)) error {
 	pause := firstPause
 	for {
 		done, err := attempt(func() { seen, pause = time.Now(), firstPause })
