@@ -290,6 +290,24 @@ func TestFormatsRoundTrip(t *testing.T) {
 			sameFile(t, want, got)
 		})
 	}
+	t.Run("xz", func(t *testing.T) {
+		if out, err := exec.Command("xz", "-0", "--keep", source).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		importPath(t, w, "xz", source+".xz")
+		if got, err := w.lib.Resolve(t.Context(), "xz"); err != nil || got.Digest != system.Digest {
+			t.Errorf("%+v, %v", got, err)
+		}
+		content, err := os.ReadFile(source + ".xz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, bad := range map[string][]byte{"truncated": content[:len(content)/2], "damaged": append(append([]byte{}, content[:len(content)-40]...), make([]byte, 40)...)} {
+			if op := w.importFile(t, "bad", bad); op.State != api.OperationFailed || op.Error.Kind != api.Invalid || !strings.Contains(op.Error.Detail, what) {
+				t.Errorf("%s: %s %+v", what, op.State, op.Error)
+			}
+		}
+	})
 	for _, format := range []api.ImageFormat{api.FormatRaw, api.FormatQcow2} {
 		t.Run(string(format), func(t *testing.T) {
 			if !slices.Contains(system.Models, api.VM) {
