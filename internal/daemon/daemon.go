@@ -5,13 +5,10 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
@@ -44,9 +41,6 @@ type Options struct {
 // longestData keeps the sockets in VEs' directories below the kernel's limit of 107 bytes.
 const longestData = 40
 
-// shutdownGrace is how long requests under way may take to end at an orderly stop.
-const shutdownGrace = 5 * time.Second
-
 // Run serves until ctx is done, then closes the API and the store in order. VEs run on.
 func Run(ctx context.Context, o Options) error {
 	if err := o.check(); err != nil {
@@ -57,6 +51,12 @@ func Run(ctx context.Context, o Options) error {
 			return fmt.Errorf("serve: %w", err)
 		}
 	}
+	// Bound first: what asks while the host comes up waits instead of being refused, and a second daemon is told at once.
+	listener, err := server.Listen(o.Listen, o.Log)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
 	st, err := store.Open(ctx, store.Options{Dir: filepath.Join(o.Data, "store"), Endpoints: o.Etcd, Log: o.Log})
 	if err != nil {
 		return err
@@ -80,7 +80,11 @@ func Run(ctx context.Context, o Options) error {
 	if err := h.Up(ctx); err != nil {
 		return err
 	}
-	return o.serve(ctx, h)
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		o.Log.Warn("systemd was not told that the daemon is ready", "error", err)
+	}
+	o.Log.Info("serving", "address", "unix://"+o.Listen, "host", o.Name)
+	return server.New(h, server.Options{Version: o.Version, Log: o.Log}).Serve(ctx, listener)
 }
 
 func (o Options) check() error {
@@ -116,32 +120,6 @@ func openPool(ctx context.Context, path string) (storage.Pool, error) {
 		return btrfs.Open(ctx, "default", path)
 	}
 	return dir.Open(ctx, "default", path)
-}
-
-// serve answers requests until ctx is done.
-func (o Options) serve(ctx context.Context, h *host.Host) error {
-	listener, err := server.Listen(o.Listen, o.Log)
-	if err != nil {
-		return err
-	}
-	srv := &http.Server{Handler: server.New(h, server.Options{Version: o.Version, Log: o.Log}), ReadHeaderTimeout: 10 * time.Second}
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(listener) }()
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		o.Log.Warn("systemd was not told that the daemon is ready", "error", err)
-	}
-	o.Log.Info("serving", "address", "unix://"+o.Listen, "host", o.Name)
-	select {
-	case err := <-served:
-		return fmt.Errorf("serve: %w", err)
-	case <-ctx.Done():
-	}
-	graceful, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
-	defer cancel()
-	if err := srv.Shutdown(graceful); err != nil && !errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("serve: %w", err)
-	}
-	return srv.Close() // streams that are still open
 }
 
 func closing(log *slog.Logger, what string, fn func() error) {

@@ -2,11 +2,7 @@ package host
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"os"
-	"time"
 
 	"polder/api"
 	"polder/internal/model"
@@ -64,33 +60,4 @@ func (h *Host) inside(ctx context.Context, name string) (VE, model.Model, model.
 	}
 	spec, err := h.spec(ctx, v)
 	return v, impl, spec, err
-}
-
-// logPoll is how often a followed log is looked at: it is a plain file written by QEMU or the container itself.
-const logPoll = 200 * time.Millisecond
-
-// Logs writes a VE's console log; with follow it goes on until ctx is done.
-func (h *Host) Logs(ctx context.Context, name string, follow bool, w io.Writer) error {
-	v, err := h.get(ctx, name)
-	if err != nil {
-		return err
-	}
-	f, err := os.Open(model.Spec{Dir: h.veDir(v.ID)}.LogPath())
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // never started
-	}
-	if err != nil {
-		return fmt.Errorf("logs of ve %q: %w", name, err)
-	}
-	defer f.Close()
-	for {
-		if _, err := io.Copy(w, f); err != nil || !follow {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(logPoll):
-		}
-	}
 }

@@ -80,7 +80,8 @@ type Host struct {
 	// watched holds the pids whose end a goroutine waits for.
 	watched sync.Map
 
-	capabilities func(context.Context) []api.Capability // probed once: see inventory.go
+	capabilities func(context.Context) []api.Capability // of the host
+	abilities    map[api.Model]func(context.Context) []api.Capability
 }
 
 // New assembles the host and tells the engine what it can do. Nothing runs before Up.
@@ -98,7 +99,11 @@ func New(cfg Config, parts Parts) (*Host, error) {
 		return nil, fmt.Errorf("host %q: %w", cfg.Name, err)
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
-	h.capabilities = probeOnce(cfg.Data)
+	h.capabilities = remembered(func(ctx context.Context) []api.Capability { return hardware.CapabilitiesAt(ctx, cfg.Data) })
+	h.abilities = map[api.Model]func(context.Context) []api.Capability{}
+	for name, impl := range h.models {
+		h.abilities[name] = remembered(impl.Capabilities)
+	}
 	if err := os.MkdirAll(h.veDir(""), 0o711); err != nil {
 		return nil, fmt.Errorf("host %q: %w", cfg.Name, err)
 	}
@@ -144,6 +149,7 @@ func (h *Host) Up(ctx context.Context) error {
 	for name := range owned {
 		h.wg.Go(func() { h.adoptLater(name) })
 	}
+	h.wg.Go(h.trimLogs)
 	return nil
 }
 

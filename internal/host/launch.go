@@ -278,11 +278,11 @@ func (h *Host) launchStart(ctx context.Context, r *operation.Run[launch]) error 
 	if err := h.startVE(ctx, v); err != nil {
 		return err
 	}
-	shown, err := h.VE(ctx, v.Name)
+	v, err := h.get(ctx, v.Name)
 	if err != nil {
 		return err
 	}
-	r.Result(shown)
+	r.Result(v.shown())
 	return nil
 }
 

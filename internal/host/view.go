@@ -3,10 +3,10 @@ package host
 import (
 	"context"
 	"io"
+	"slices"
 	"sync"
 
 	"polder/api"
-	"polder/internal/hardware"
 )
 
 // VEs lists all VEs, by name.
@@ -29,8 +29,8 @@ func (h *Host) VE(ctx context.Context, name string) (api.VE, error) {
 		return api.VE{}, err
 	}
 	shown := v.shown()
-	if impl, err := h.modelOf(v.Model); err == nil {
-		shown.Capability = impl.Capabilities(ctx)
+	if probe, ok := h.abilities[v.Model]; ok {
+		shown.Capability = probe(ctx)
 	}
 	if v.Model == api.Container {
 		limit := api.Capability{Name: "disk-limit", Level: api.OK, Detail: "enforced by the pool"}
@@ -42,18 +42,17 @@ func (h *Host) VE(ctx context.Context, name string) (api.VE, error) {
 	return shown, nil
 }
 
-// probeOnce probes the host's capabilities on first use and remembers them: they change with a reboot or an upgrade, and the
-// daemon is restarted by both.
-func probeOnce(data string) func(context.Context) []api.Capability {
+// remembered calls probe on first use only: capabilities change with a reboot or an upgrade, and the daemon is restarted by both.
+func remembered(probe func(context.Context) []api.Capability) func(context.Context) []api.Capability {
 	var mu sync.Mutex // guards found
 	var found []api.Capability
 	return func(ctx context.Context) []api.Capability {
 		mu.Lock()
 		defer mu.Unlock()
 		if found == nil {
-			found = hardware.CapabilitiesAt(ctx, data)
+			found = probe(ctx)
 		}
-		return found
+		return slices.Clone(found)
 	}
 }
 

@@ -30,7 +30,7 @@ const unfinished = ".new"
 var rootPackages = []string{
 	"attr", "acl", "bash-completion", "btrfs-progs", "busybox-static", "ca-certificates", "crun", "curl",
 	"debian-archive-keyring", "dnsmasq-base", "dosfstools", "e2fsprogs", "fdisk", "gpg", "gpgv", "grub-common",
-	"grub-efi-amd64-bin", "grub-pc-bin", "iproute2", "iputils-ping", "kmod", "less", "mmdebstrap", "mtools", "nftables",
+	"grub-efi-amd64-bin", "grub-pc-bin", "iproute2", "iptables", "iputils-ping", "kmod", "less", "mmdebstrap", "mtools", "nftables",
 	"openssh-client", "ovmf", "procps", "psmisc", "qemu-system-x86", "qemu-utils", "seabios", "squashfs-tools",
 	"squashfs-tools-ng", "systemd", "udev", "uidmap", "util-linux", "xz-utils", "zstd",
 }

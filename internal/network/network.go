@@ -74,21 +74,21 @@ func (c Config) Validate() error {
 }
 
 // DefaultConfig is a network for a host on which the prefixes in taken are in use (see Taken). The IPv4 prefix is the
-// first private /24 that overlaps none of them, from 10.87.0.0/24 on; the IPv6 prefix is a ULA drawn from seed
+// first private /20 (room for some four thousand VEs) that overlaps none of them, from 10.87.0.0/20 on; the IPv6 prefix is a ULA drawn from seed
 // (RFC 4193), which should be random or the cluster's identity.
 func DefaultConfig(taken []netip.Prefix, seed string) (Config, error) {
 	cfg := Config{Name: "default", Bridge: "polder0", Domain: DefaultDomain, NAT: true, MTU: 1500}
-	for n := range 1 << 16 {
-		// 10.87.0.0, 10.87.1.0, …, 10.88.0.0, …, 10.255.255.0, 10.0.0.0, …
-		third := 87<<8 + n
-		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(third >> 8), byte(third), 1}), 24)
+	for n := range 1 << 12 {
+		// 10.87.0.0, 10.87.16.0, …, 10.88.0.0, …, 10.255.240.0, 10.0.0.0, …
+		third := 87<<8 + n<<4
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(third >> 8), byte(third), 1}), 20)
 		if overlapping(p, taken) == nil {
 			cfg.IPv4 = p
 			break
 		}
 	}
 	if !cfg.IPv4.IsValid() {
-		return Config{}, api.Errorf(api.Exhausted, "network %q: no /24 of 10.0.0.0/8 is free on this host: give the network a prefix", cfg.Name)
+		return Config{}, api.Errorf(api.Exhausted, "network %q: no /20 of 10.0.0.0/8 is free on this host: give the network a prefix", cfg.Name)
 	}
 	sum := sha256.Sum256([]byte("polder network " + seed))
 	ula := [16]byte{0: 0xfd, 15: 1}
