@@ -47,6 +47,6 @@ type Backend interface {
 	Networks(ctx context.Context) ([]api.Network, error)
 	Pools(ctx context.Context) ([]api.Pool, error)
 	Volumes(ctx context.Context, pool string) ([]api.Volume, error)
-	// Metrics in Prometheus' text form are served from the default gatherer the host registers with.
+	// Capabilities is what doctor shows for this host.
 	Capabilities(ctx context.Context) ([]api.Capability, error)
 }
