@@ -5,6 +5,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -84,7 +85,14 @@ func Run(ctx context.Context, o Options) error {
 		o.Log.Warn("systemd was not told that the daemon is ready", "error", err)
 	}
 	o.Log.Info("serving", "address", "unix://"+o.Listen, "host", o.Name)
-	return server.New(h, server.Options{Version: o.Version, Log: o.Log}).Serve(ctx, listener)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		<-st.Failed() // or closed, when this function returns
+		stop()
+	}()
+	err = server.New(h, server.Options{Version: o.Version, Log: o.Log}).Serve(ctx, listener)
+	return errors.Join(err, st.Err())
 }
 
 func (o Options) check() error {

@@ -55,7 +55,7 @@ func (h *Host) begin(ctx context.Context, kind, name string, event model.Event, 
 			return api.Operation{}, fmt.Errorf("%s ve %q: %w", kind, name, err)
 		}
 	}
-	return operation.Start(ctx, h.engine, kind, operation.Request{Target: "ve/" + name}, change{ID: v.ID, Name: name, Grace: grace})
+	return operation.Start(ctx, h.engine, kind, operation.Request{Target: "ve/" + name, Frees: kind == "delete"}, change{ID: v.ID, Name: name, Grace: grace})
 }
 
 // Start starts a stopped or failed VE.

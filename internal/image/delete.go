@@ -22,7 +22,7 @@ func (l *Library) Delete(ctx context.Context, ref string) (api.Operation, error)
 	if err := l.checkUnused(ctx, rec.Key); err != nil {
 		return api.Operation{}, err
 	}
-	return operation.Start(ctx, l.Engine, kindDelete, operation.Request{Target: "image/" + rec.Key}, deleting{Digest: rec.Key})
+	return operation.Start(ctx, l.Engine, kindDelete, operation.Request{Target: "image/" + rec.Key, Frees: true}, deleting{Digest: rec.Key})
 }
 
 func (l *Library) checkUnused(ctx context.Context, digest string) error {
