@@ -96,6 +96,10 @@ func (h *Host) adoptVE(ctx context.Context, v VE) (bool, error) {
 func (h *Host) adoptLater(name string) {
 	h.waitFor(name)
 	v, err := h.get(h.ctx, name)
+	if err == nil && v.Ended != nil {
+		h.restart(name, *v.Ended)
+		return
+	}
 	if err != nil || v.State != api.Running && v.State != api.Paused {
 		return
 	}
@@ -107,8 +111,26 @@ func (h *Host) adoptLater(name string) {
 	}
 }
 
+// restartsDue are the VEs whose end was settled, but not yet their restart, when the daemon stopped.
+func (h *Host) restartsDue(ctx context.Context, owned map[string]bool) (map[string]model.Exit, error) {
+	recs, err := h.ves.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	due := map[string]model.Exit{}
+	for _, rec := range recs {
+		if v := rec.Value; v.Host == h.cfg.Name && v.Ended != nil && !owned[v.Name] {
+			due[v.Name] = *v.Ended
+		}
+	}
+	return due, nil
+}
+
 // ended says how a VE ended that nobody watched, as far as its model can tell.
 func (h *Host) ended(ctx context.Context, v VE) model.Exit {
+	if v.Boot != h.boot {
+		return hostWentDown
+	}
 	impl, err := h.modelOf(v.Model)
 	if err != nil {
 		return endedUnseen

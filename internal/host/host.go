@@ -73,6 +73,7 @@ type Host struct {
 	networks  *store.Table[network.Config]
 	network   network.Config
 	inv       hardware.Inventory
+	boot      string // which boot of the host this is
 
 	ctx    context.Context // ends with Close; watchers and delayed restarts live under it
 	cancel context.CancelFunc
@@ -96,6 +97,9 @@ func New(cfg Config, parts Parts) (*Host, error) {
 	}
 	var err error
 	if h.inv, err = hardware.Take(); err != nil {
+		return nil, fmt.Errorf("host %q: %w", cfg.Name, err)
+	}
+	if h.boot, err = bootOf(); err != nil {
 		return nil, fmt.Errorf("host %q: %w", cfg.Name, err)
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
@@ -135,6 +139,10 @@ func (h *Host) Up(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	due, err := h.restartsDue(ctx, owned)
+	if err != nil {
+		return err
+	}
 	adopted, lost, err := h.adopt(ctx, owned)
 	if err != nil {
 		return err
@@ -145,6 +153,9 @@ func (h *Host) Up(ctx context.Context) error {
 	}
 	for name, exit := range lost {
 		h.wg.Go(func() { h.settle(name, exit) })
+	}
+	for name, exit := range due {
+		h.wg.Go(func() { h.restart(name, exit) })
 	}
 	for name := range owned {
 		h.wg.Go(func() { h.adoptLater(name) })

@@ -309,6 +309,7 @@ func (h *Host) startVE(ctx context.Context, v VE) error {
 	now := time.Now().UTC()
 	err = h.set(ctx, v.Name, func(v *VE) {
 		v.State, v.Reason, v.PID, v.Accelerator, v.StartedAt = api.Running, "", p.PID, p.Accelerator, &now
+		v.Boot, v.Ended = h.boot, nil
 	})
 	if err != nil {
 		return err

@@ -19,6 +19,8 @@ type change struct {
 	Name  string        `json:"name"`
 	Grace time.Duration `json:"grace,omitempty"`
 	Exit  model.Exit    `json:"exit,omitzero"` // of settle
+	// ByPolicy tells a start by the restart policy from one by hand, which begins the count anew.
+	ByPolicy bool `json:"by_policy,omitempty"`
 }
 
 type changeStep = operation.Step[change]
@@ -42,50 +44,51 @@ func (h *Host) registerOperations() {
 }
 
 // begin starts an operation on a VE that is in a state which allows the event.
-func (h *Host) begin(ctx context.Context, kind, name string, event model.Event, grace time.Duration) (api.Operation, error) {
-	v, err := h.get(ctx, name)
+func (h *Host) begin(ctx context.Context, kind string, event model.Event, c change) (api.Operation, error) {
+	v, err := h.get(ctx, c.Name)
 	if err != nil {
 		return api.Operation{}, err
 	}
 	if event != "" {
 		if _, err := model.Next(v.State, event); err != nil {
-			if busy := h.busy(ctx, name); busy != nil {
+			if busy := h.busy(ctx, c.Name); busy != nil {
 				return api.Operation{}, busy
 			}
-			return api.Operation{}, fmt.Errorf("%s ve %q: %w", kind, name, err)
+			return api.Operation{}, fmt.Errorf("%s ve %q: %w", kind, c.Name, err)
 		}
 	}
-	return operation.Start(ctx, h.engine, kind, operation.Request{Target: "ve/" + name, Frees: kind == "delete"}, change{ID: v.ID, Name: name, Grace: grace})
+	c.ID = v.ID
+	return operation.Start(ctx, h.engine, kind, operation.Request{Target: "ve/" + c.Name, Frees: kind == "delete"}, c)
 }
 
 // Start starts a stopped or failed VE.
 func (h *Host) Start(ctx context.Context, name string) (api.Operation, error) {
-	return h.begin(ctx, "start", name, model.Start, 0)
+	return h.begin(ctx, "start", model.Start, change{Name: name})
 }
 
 // Stop halts a VE in order, or kills it.
 func (h *Host) Stop(ctx context.Context, name string, req api.StopRequest) (api.Operation, error) {
-	return h.begin(ctx, "stop", name, model.Stop, grace(req))
+	return h.begin(ctx, "stop", model.Stop, change{Name: name, Grace: grace(req)})
 }
 
 // Restart halts a VE and starts it again.
 func (h *Host) Restart(ctx context.Context, name string, req api.StopRequest) (api.Operation, error) {
-	return h.begin(ctx, "restart", name, model.Stop, grace(req))
+	return h.begin(ctx, "restart", model.Stop, change{Name: name, Grace: grace(req)})
 }
 
 // Pause freezes a running VE; its memory stays.
 func (h *Host) Pause(ctx context.Context, name string) (api.Operation, error) {
-	return h.begin(ctx, "pause", name, model.Pause, 0)
+	return h.begin(ctx, "pause", model.Pause, change{Name: name})
 }
 
 // Resume lets a paused VE go on.
 func (h *Host) Resume(ctx context.Context, name string) (api.Operation, error) {
-	return h.begin(ctx, "resume", name, model.Resume, 0)
+	return h.begin(ctx, "resume", model.Resume, change{Name: name})
 }
 
 // Delete kills a VE when it runs, and removes it with its volume.
 func (h *Host) Delete(ctx context.Context, name string) (api.Operation, error) {
-	return h.begin(ctx, "delete", name, "", 0)
+	return h.begin(ctx, "delete", "", change{Name: name})
 }
 
 func grace(req api.StopRequest) time.Duration {
@@ -126,7 +129,13 @@ func (h *Host) doStart(ctx context.Context, r *operation.Run[change]) error {
 	if err != nil {
 		return err
 	}
-	if err := h.set(ctx, v.Name, func(v *VE) { v.State = api.Starting }); err != nil {
+	err = h.set(ctx, v.Name, func(v *VE) {
+		v.State = api.Starting
+		if !r.State.ByPolicy {
+			v.Restarts, v.RestartsSince = 0, nil
+		}
+	})
+	if err != nil {
 		return err
 	}
 	if err := h.startVE(ctx, v); err != nil {

@@ -53,6 +53,9 @@ type VE struct {
 	PID         int        `json:"pid,omitempty"`
 	Accelerator string     `json:"accelerator,omitempty"`
 	StartedAt   *time.Time `json:"started_at,omitempty"`
+	Boot        string     `json:"boot,omitempty"` // of the host, in which the VE was started last; see boot.go
+	// Ended is how the VE ended, from when that is settled until its restart policy has been heeded.
+	Ended *model.Exit `json:"ended,omitempty"`
 	// Restarts counts the starts by the restart policy since RestartsSince; see settle.go.
 	Restarts      int        `json:"restarts,omitempty"`
 	RestartsSince *time.Time `json:"restarts_since,omitempty"`

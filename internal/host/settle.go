@@ -94,29 +94,45 @@ func (h *Host) doTidy(ctx context.Context, r *operation.Run[change]) error {
 		if r.State.Exit.Crashed {
 			v.State = api.Failed
 		}
+		if restartWanted(v.Restart, r.State.Exit) {
+			v.Ended = &r.State.Exit
+		}
 	})
+}
+
+// restartWanted says whether a VE that has ended is to be started again. After the host went down, those that ran run again,
+// unless they are never to be restarted.
+func restartWanted(policy api.RestartPolicy, exit model.Exit) bool {
+	switch {
+	case exit.Reboot, policy == api.RestartAlways:
+		return true
+	case policy == api.RestartOnFailure:
+		return exit.Crashed || exit.HostDown
+	}
+	return false
 }
 
 // restart starts a settled VE again where its policy says so.
 func (h *Host) restart(name string, exit model.Exit) {
 	v, err := h.get(h.ctx, name)
-	if err != nil || v.State != api.Stopped && v.State != api.Failed {
+	if err != nil || v.Ended == nil || v.State != api.Stopped && v.State != api.Failed {
 		return
 	}
-	wanted := exit.Reboot || v.Restart == api.RestartAlways || v.Restart == api.RestartOnFailure && exit.Crashed
-	if !wanted {
+	pause, ok := v.countRestart(exit, time.Now().UTC())
+	if !ok {
+		h.note(name, func(rec *VE) {
+			rec.State, rec.Ended = api.Failed, nil
+			rec.Reason = fmt.Sprintf("%s; given up after %d restarts in %v", exit.Reason, restartLimit, restartWindow)
+		})
 		return
 	}
-	pause := h.countRestart(&v, exit)
-	if pause < 0 {
-		return
-	}
+	h.note(name, func(rec *VE) { rec.Restarts, rec.RestartsSince = v.Restarts, v.RestartsSince })
 	select {
 	case <-time.After(pause):
 	case <-h.ctx.Done():
 		return
 	}
-	op, err := h.Start(h.ctx, name)
+	op, err := h.begin(h.ctx, "start", model.Start, change{Name: name, ByPolicy: true})
 	if err == nil {
 		op, err = h.engine.Wait(h.ctx, op.ID, nil)
 	}
@@ -127,35 +143,32 @@ func (h *Host) restart(name string, exit model.Exit) {
 	case h.ctx.Err() != nil, kind == api.NotFound, kind == api.Conflict, kind == api.Precondition: // somebody else acts on it
 	case err != nil:
 		h.log.Error("a ve could not be started again", "ve", name, "error", err)
-		h.note(name, func(v *VE) { v.State, v.Reason = api.Failed, fmt.Sprintf("start after %q: %v", exit.Reason, err) })
+		h.note(name, func(v *VE) {
+			v.State, v.Reason, v.Ended = api.Failed, fmt.Sprintf("start after %q: %v", exit.Reason, err), nil
+		})
 	default:
 		h.log.Warn("a ve ended and was started again", "ve", name, "exit", exit.Reason, "restarts", v.Restarts)
 		h.note(name, func(v *VE) { v.Reason = "started again after: " + exit.Reason })
 	}
 }
 
-// countRestart counts a restart and says how long to wait before it; below zero: not again.
-func (h *Host) countRestart(v *VE, exit model.Exit) time.Duration {
-	now := time.Now().UTC()
+// countRestart counts a restart and says how long to wait before it; ok is false when it has been tried often enough. A
+// reboot, of the VE or of the host, is no failure and is not counted.
+func (v *VE) countRestart(exit model.Exit, now time.Time) (pause time.Duration, ok bool) {
+	if exit.Reboot || exit.HostDown {
+		return 0, true
+	}
 	if v.RestartsSince == nil || now.Sub(*v.RestartsSince) > restartWindow {
 		v.Restarts, v.RestartsSince = 0, &now
 	}
-	if exit.Reboot {
-		return 0
-	}
 	if v.Restarts >= restartLimit {
-		h.note(v.Name, func(v *VE) {
-			v.State = api.Failed
-			v.Reason = fmt.Sprintf("%s; given up after %d restarts in %v", exit.Reason, restartLimit, restartWindow)
-		})
-		return -1
+		return 0, false
 	}
 	v.Restarts++
-	h.note(v.Name, func(rec *VE) { rec.Restarts, rec.RestartsSince = v.Restarts, v.RestartsSince })
-	if v.Restarts == 1 {
-		return 0
+	if v.Restarts > 1 {
+		pause = restartPause << (v.Restarts - 2)
 	}
-	return restartPause << (v.Restarts - 2)
+	return pause, true
 }
 
 // note changes a record where a failure can only be logged.

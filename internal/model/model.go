@@ -89,6 +89,8 @@ type Exit struct {
 	Crashed bool
 	// Reboot is true when the VE asked to be started again (a reboot inside a container; a vm reboots by itself).
 	Reboot bool
+	// HostDown is true when the host went down under the VE: it is not the VE's doing. Set by the host, not by models.
+	HostDown bool
 	// Reason for people: "powered off", "killed by signal 9", "qemu: exit status 1: <end of its log>".
 	Reason string
 }
