@@ -108,7 +108,7 @@ func TestDeleteOfAnUnknownContainerRunsNothing(t *testing.T) {
 
 func TestExecOutcome(t *testing.T) {
 	say := func(log string) string {
-		return "for a; do case $a in --log=*) echo '" + log + "' > ${a#--log=};; esac; done\n"
+		return "for a; do case $a in --log=*) echo '" + log + "' | tee ${a#--log=} >&2;; esac; done\n"
 	}
 	for _, c := range []struct {
 		name, script string
@@ -119,10 +119,12 @@ func TestExecOutcome(t *testing.T) {
 		{"success", "exit 0", 0, false, ""},
 		{"the command's own code", "exit 1", 1, false, ""},
 		{"killed", "exit 137", 137, false, ""},
-		{"a warning and success", say("odd"), 0, false, ""},
+		{"a warning and success", say("odd"), 0, false, "odd\n"},
 		{"no such command", say("executable file `x` not found in $PATH: No such file or directory") + "exit 1", 127, false, "executable file `x` not found in $PATH: No such file or directory\n"},
 		{"not executable", say("open executable: Permission denied") + "exit 1", 126, false, "open executable: Permission denied\n"},
-		{"crun's failure", say("container `x` does not exist") + "exit 1", 0, true, ""},
+		{"a file without the x bit", say("the path `/x` exists but it is not executable: Operation not permitted") + "exit 255", 126, false, "the path `/x` exists but it is not executable: Operation not permitted\n"},
+		{"a directory", say("the path `/x` is not a regular file: Operation not permitted") + "exit 255", 126, false, "the path `/x` is not a regular file: Operation not permitted\n"},
+		{"crun's failure", say("container `x` does not exist") + "exit 1", 0, true, "container `x` does not exist\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r, dir := fake(t, c.script)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -107,20 +106,15 @@ func (e Exec) outcome(cmd *exec.Cmd, err error) (int, error) {
 	for _, known := range []struct {
 		text string
 		code int
-	}{{"No such file or directory", 127}, {"not found in $PATH", 127}, {"Permission denied", 126}, {"Exec format error", 126}} {
+	}{
+		{"No such file or directory", 127}, {"not found in $PATH", 127}, {"Permission denied", 126}, {"Exec format error", 126},
+		{"it is not executable", 126}, {"is not a regular file", 126},
+	} {
 		if strings.Contains(message, known.text) {
-			_, _ = fmt.Fprintf(e.errors(), "%s\n", strings.TrimSpace(message))
-			return known.code, nil
+			return known.code, nil // crun has said it on its standard error, which is the command's
 		}
 	}
 	return 0, failure(cmd, text, err)
-}
-
-func (e Exec) errors() io.Writer {
-	if e.Stderr != nil {
-		return e.Stderr
-	}
-	return io.Discard
 }
 
 // pidWait is how long crun may take from its start to the process's.

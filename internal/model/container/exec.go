@@ -18,7 +18,7 @@ import (
 func (m *Model) Exec(ctx context.Context, ve model.Spec, req api.ExecRequest, streams model.Streams) (int, error) {
 	code, err := m.exec(ctx, ve, req, streams)
 	if err != nil {
-		return code, api.Errorf(kindOf(ctx, err), "exec in ve %q: %w", ve.Name, err)
+		return code, api.Errorf(kindOf(ctx, err), "%w", err)
 	}
 	return code, nil
 }
