@@ -61,7 +61,8 @@ func rank(pkg string) int {
 	return slices.IndexFunc(layers, func(l struct {
 		reason   string
 		packages []string
-	}) bool {
+	},
+	) bool {
 		return slices.Contains(l.packages, pkg)
 	})
 }

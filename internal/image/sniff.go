@@ -54,8 +54,15 @@ func sniff(head []byte) (api.ImageFormat, compression, error) {
 		return api.FormatRaw, plain, nil
 	}
 	for _, other := range []struct{ magic, name string }{
-		{"BZh", "bzip2"}, {"KDMV", "a VMDK disk"}, {"# Disk Descriptor", "a VMDK disk"}, {"vhdxfile", "a VHDX disk"}, {"conectix", "a VHD disk"},
-		{"PK\x03\x04", "a zip archive"}, {"7z\xbc\xaf", "a 7z archive"}, {"\x7fELF", "a program"}, {"!<arch>", "a package"},
+		{"BZh", "bzip2"},
+		{"KDMV", "a VMDK disk"},
+		{"# Disk Descriptor", "a VMDK disk"},
+		{"vhdxfile", "a VHDX disk"},
+		{"conectix", "a VHD disk"},
+		{"PK\x03\x04", "a zip archive"},
+		{"7z\xbc\xaf", "a 7z archive"},
+		{"\x7fELF", "a program"},
+		{"!<arch>", "a package"},
 	} {
 		if has(0, other.magic) {
 			return "", plain, api.Errorf(api.Unsupported, "it is %s: %s", other.name, wantedFormats)

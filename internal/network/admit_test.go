@@ -16,8 +16,10 @@ func TestParseChains(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []chain{
-		{"ip", "filter", "FORWARD", "forward", "drop"}, {"ip", "filter", "DOCKER-USER", "", ""},
-		{"inet", "mine", "in", "input", "drop"}, {"ip", "nat", "POSTROUTING", "postrouting", "accept"},
+		{"ip", "filter", "FORWARD", "forward", "drop"},
+		{"ip", "filter", "DOCKER-USER", "", ""},
+		{"inet", "mine", "in", "input", "drop"},
+		{"ip", "nat", "POSTROUTING", "postrouting", "accept"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Fatal(diff)

@@ -30,7 +30,8 @@ func (s *Server) routeHosts() {
 	huma.Register(s.api, s.operation(http.MethodGet, "/pools/{name}/volumes", "list-volumes", tagHost, "List the volumes of a pool"),
 		func(ctx context.Context, in *struct {
 			Name string `path:"name" doc:"name of the pool"`
-		}) (*out[[]api.Volume], error) {
+		},
+		) (*out[[]api.Volume], error) {
 			volumes, err := s.backend.Volumes(ctx, in.Name)
 			return answer(list(volumes), err)
 		})

@@ -30,8 +30,13 @@ func config(ve model.Spec, root string, limits limits) (*specs.Spec, error) {
 			GIDMappings: ids,
 			// crun makes all of them, also the network's: the veth is put in before the first process starts.
 			Namespaces: []specs.LinuxNamespace{
-				{Type: specs.UserNamespace}, {Type: specs.PIDNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace},
-				{Type: specs.UTSNamespace}, {Type: specs.MountNamespace}, {Type: specs.CgroupNamespace},
+				{Type: specs.UserNamespace},
+				{Type: specs.PIDNamespace},
+				{Type: specs.NetworkNamespace},
+				{Type: specs.IPCNamespace},
+				{Type: specs.UTSNamespace},
+				{Type: specs.MountNamespace},
+				{Type: specs.CgroupNamespace},
 			},
 			CgroupsPath: ve.Cgroup,
 			Resources:   resources(ve, limits),

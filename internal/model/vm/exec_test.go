@@ -280,8 +280,10 @@ func TestExecHasATerminal(t *testing.T) {
 		resize <- api.Resize{Rows: 22, Cols: 55}
 		go func() { _, _ = io.WriteString(feed, "go on\n") }()
 	}
-	req := api.ExecRequest{TTY: true, Rows: 11, Cols: 44, Command: []string{"sh", "-c",
-		`test -t 0 && stty size; read line; while [ "$(stty size)" != "22 55" ]; do sleep 0.02; done; echo "it's $line"; exit 6`}}
+	req := api.ExecRequest{TTY: true, Rows: 11, Cols: 44, Command: []string{
+		"sh", "-c",
+		`test -t 0 && stty size; read line; while [ "$(stty size)" != "22 55" ]; do sleep 0.02; done; echo "it's $line"; exit 6`,
+	}}
 	code, _, _, err := perform(t.Context(), t, req, model.Streams{Stdin: stdin, Stdout: out, Resize: resize})
 	if err != nil || code != 6 || !strings.Contains(out.String(), "it's go on\r\n") {
 		t.Errorf("exit code %d, output %q, %v", code, out.String(), err)
