@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"time"
 )
@@ -30,6 +31,8 @@ type Command struct {
 	Stdout io.Writer
 	// Stderr gets a copy of the standard error, for a tool that reports progress there.
 	Stderr io.Writer
+	// Tree says that the tool starts others that must not outlive it. Needs root.
+	Tree bool
 }
 
 // Run runs a tool and returns its standard output; see Command.Run.
@@ -38,7 +41,7 @@ func Run(ctx context.Context, stdin io.Reader, name string, args ...string) ([]b
 }
 
 // Run blocks until the tool has ended. When ctx is done, the tool and all of its process group get SIGTERM, and SIGKILL
-// five seconds later. Errors: a tool that is not installed is api.Unsupported and names its Debian package; one stopped
+// five seconds later. It does not outlive this process, however that ends. Errors: a tool that is not installed is api.Unsupported and names its Debian package; one stopped
 // by ctx is api.Cancelled or (deadline) api.Unavailable; anything else, and the cause of the latter, is an *Error. Output
 // written before a failure is returned too. A tool that ends but leaves a process behind that holds its output open
 // fails five seconds later.
@@ -60,10 +63,15 @@ func (c Command) Run(ctx context.Context) ([]byte, error) {
 	stderr := &tail{also: c.Stderr}
 	cmd.Stderr = stderr
 	// A group of its own, so that what the tool starts is stopped with it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if c.Tree { // whose end the kernel makes that of all in it
+		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
+	}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = grace
+	runtime.LockOSThread() // its end would count as that of the process
 	err = cmd.Run()
+	runtime.UnlockOSThread()
 	if ctx.Err() != nil && cmd.Process != nil {
 		// os/exec kills the leader only. What is left of the group keeps its id from being used again.
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)

@@ -129,6 +129,7 @@ func (b bootstrap) run(ctx context.Context, epoch time.Time) error {
 		Stdin:  strings.NewReader(strings.Join(b.suite.sources(b.mirror), "\n") + "\n"),
 		Stderr: watch,
 		Stdout: watch,
+		Tree:   true,
 	}.Run(ctx)
 	if err != nil {
 		return fmt.Errorf("build image %s: %w", b.suite.name(), err)
