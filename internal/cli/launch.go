@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"polder/api"
+	"polder/client"
 )
 
 // maxUserData is the most cloud-init user-data that is read from a file.
@@ -93,7 +94,17 @@ func (a *app) launch(ctx context.Context, req api.LaunchRequest, wait bool) erro
 	if err != nil {
 		return err
 	}
-	end := a.run(ctx, c, wait, starter{"launch " + req.Name, func(ctx context.Context) (api.Operation, error) { return c.Launch(ctx, req) }})[0]
+	start := starter{"launch " + req.Name, func(ctx context.Context) (api.Operation, error) { return c.Launch(ctx, req) }}
+	end := a.run(ctx, c, wait, start)[0]
+	if wait && api.KindOf(end.err) == api.NotFound {
+		built, err := a.buildMissing(ctx, c, req.Image)
+		if err != nil {
+			return err
+		}
+		if built {
+			end = a.run(ctx, c, wait, start)[0]
+		}
+	}
 	if end.err != nil {
 		return end.err
 	}
@@ -116,6 +127,29 @@ func (a *app) launch(ctx context.Context, req api.LaunchRequest, wait bool) erro
 		}
 		fmt.Fprintln(out)
 	})
+}
+
+// buildMissing builds an image that is not there but can be made from a distribution's packages; whether it can, the server
+// decides. built is false when there was nothing to build.
+func (a *app) buildMissing(ctx context.Context, c *client.Client, ref string) (built bool, err error) {
+	if _, err := c.Image(ctx, ref); api.KindOf(err) != api.NotFound {
+		return false, nil
+	}
+	build := starter{"image build " + ref, func(ctx context.Context) (api.Operation, error) {
+		op, err := c.BuildImage(ctx, api.ImageBuildRequest{Source: ref})
+		if err == nil {
+			fmt.Fprintf(a.stderr, "there is no image %s yet: building it\n", ref)
+		}
+		return op, err
+	}}
+	switch end := a.run(ctx, c, true, build)[0]; api.KindOf(end.err) {
+	case "":
+		return true, nil
+	case api.Invalid: // no distribution that the server knows
+		return false, nil
+	default:
+		return false, end.err
+	}
 }
 
 // showStarted prints an operation that nobody waits for.

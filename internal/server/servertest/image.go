@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 
 	"polder/api"
 )
@@ -57,6 +58,9 @@ func (b *Backend) add(kind, alias string, content []byte, p api.Provenance) api.
 
 // BuildImage implements server.Backend.
 func (b *Backend) BuildImage(_ context.Context, req api.ImageBuildRequest) (api.Operation, error) {
+	if !strings.HasPrefix(req.Source, "debian/") {
+		return api.Operation{}, api.Errorf(api.Invalid, "build image %q: unknown source", req.Source)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	alias := req.Alias
