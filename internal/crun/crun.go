@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -60,7 +61,7 @@ func (r Runtime) Create(ctx context.Context, id, bundle string, log *os.File) (p
 	}
 	defer stdin.Close()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, log, log
-	if err := cmd.Run(); err != nil {
+	if err := mortal(cmd); err != nil {
 		text, _ := os.ReadFile(messages)
 		return 0, failure(cmd, text, err)
 	}
@@ -135,7 +136,7 @@ func (r Runtime) run(ctx context.Context, args ...string) ([]byte, error) {
 	defer done()
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
+	if err := mortal(cmd); err != nil {
 		return nil, failure(cmd, stderr.Bytes(), err)
 	}
 	return stdout.Bytes(), nil
@@ -153,6 +154,15 @@ func (r Runtime) command(ctx context.Context, args ...string) (cmd *exec.Cmd, do
 	// Not in our group: a Ctrl-C on the daemon's terminal is none of the container's business.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd, done, nil
+}
+
+// mortal runs a call of crun that ends with this process: the next daemon, which does it again, must not find one of the
+// last still at it. Containers are not concerned.
+func mortal(cmd *exec.Cmd) error {
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	runtime.LockOSThread() // its end would count as that of the process
+	defer runtime.UnlockOSThread()
+	return cmd.Run()
 }
 
 // noInput is an empty input that is not /dev/null: crun gives a container's standard streams to its root user, and with them
