@@ -90,7 +90,7 @@ func (h *Host) planLaunch(ctx context.Context, req api.LaunchRequest) (api.Image
 // checkFit says whether the image can do what is asked.
 func checkFit(v *VE, img api.Image, req api.LaunchRequest) error {
 	if !slices.Contains(img.Models, v.Model) {
-		return api.Errorf(api.Unsupported, "image %q runs as %v, not as %s", req.Image, img.Models, v.Model)
+		return api.Errorf(api.Unsupported, "image %q can't run as a %s: %s", req.Image, v.Model, lacking(img, v.Model))
 	}
 	if req.UserData != "" && !img.CloudInit && img.Provenance.Method != "disk" {
 		return api.Errorf(api.Precondition, "image %q has no cloud-init for the user-data: build one with polder image build … --cloud-init", req.Image)
@@ -109,6 +109,17 @@ func checkFit(v *VE, img api.Image, req api.LaunchRequest) error {
 		return nil
 	}
 	return api.Errorf(api.Invalid, "restart policy %q: want never, on-failure or always", v.Restart)
+}
+
+// lacking says what an image would need to run under a model.
+func lacking(img api.Image, m api.Model) string {
+	if m == api.VM && img.Config != nil {
+		return "it is an application without a kernel; launch it as a container"
+	}
+	if m == api.VM {
+		return "it has no disk that could boot, for it has no kernel or no init; launch it as a container"
+	}
+	return fmt.Sprintf("it runs as %v", img.Models)
 }
 
 // checkSize settles CPUs, memory and disk against the image and the host.
