@@ -1,0 +1,136 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+)
+
+// report collects rows, and lines that explain them.
+type report struct {
+	began    time.Time
+	machine  []string
+	sections []*section
+}
+
+type section struct {
+	title string
+	rows  []row
+	notes []string
+}
+
+// row compares what Polder scored with one peer; without a peer it stands for itself.
+type row struct {
+	what, unit string
+	ours       sample
+	peer       string
+	theirs     sample
+	aim        aim
+}
+
+// aim is what was to be reached, and whether it was; empty: there is none for this row.
+type aim struct {
+	text string
+	met  bool
+}
+
+// atMost asks that ours is no more than theirs divided by factor.
+func atMost(text string, ours, theirs sample, factor float64) aim {
+	return aim{text, ours.median()*factor <= theirs.median()}
+}
+
+// below asks that ours is less than limit.
+func below(text string, ours sample, limit float64) aim {
+	return aim{"< " + text, ours.median() < limit}
+}
+
+func (a aim) String() string {
+	switch {
+	case a.text == "":
+		return ""
+	case a.met:
+		return a.text + ": met"
+	}
+	return a.text + ": **missed**"
+}
+
+// ratio of ours to theirs, the smaller the better, as a fraction or a multiple.
+func (r row) ratio() string {
+	if len(r.theirs) == 0 {
+		return ""
+	}
+	if q := r.ours.median() / r.theirs.median(); q >= 1 {
+		return fmt.Sprintf("%.2f", q)
+	} else if q > 0 {
+		return fmt.Sprintf("1/%.1f", 1/q)
+	}
+	return ""
+}
+
+func (r row) String() string {
+	theirs, n := "", fmt.Sprint(len(r.ours))
+	if len(r.theirs) > 0 {
+		theirs = r.theirs.String()
+	}
+	return "| " + strings.Join([]string{r.what, r.unit, r.ours.String(), r.peer, theirs, r.ratio(), r.aim.String(), n}, " | ") + " |"
+}
+
+func (r *report) section(title string) *section {
+	s := &section{title: title}
+	r.sections = append(r.sections, s)
+	return s
+}
+
+func (s *section) add(r row) { s.rows = append(s.rows, r) }
+
+func (s *section) note(format string, args ...any) {
+	s.notes = append(s.notes, fmt.Sprintf(format, args...))
+}
+
+func (r *report) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Medians (least–most). %s, %.0f minutes.\n\n", r.began.UTC().Format("2006-01-02 15:04 MST"), time.Since(r.began).Minutes())
+	for _, line := range r.machine {
+		fmt.Fprintf(&b, "- %s\n", line)
+	}
+	for _, s := range r.sections {
+		fmt.Fprintf(&b, "\n### %s\n\n| what | unit | Polder | peer | its | ratio | aim | n |\n|---|---|---|---|---|---|---|---|\n", s.title)
+		for _, row := range s.rows {
+			fmt.Fprintln(&b, row)
+		}
+		if len(s.notes) > 0 {
+			fmt.Fprintln(&b)
+		}
+		for _, note := range s.notes {
+			fmt.Fprintf(&b, "- %s\n", note)
+		}
+	}
+	return b.String()
+}
+
+// The measured part of a file of results; the rest of it is written by people.
+const (
+	partBegin = "<!-- measured: written by bench -->\n"
+	partEnd   = "<!-- end of measured -->\n"
+)
+
+// write prints the report, or replaces the measured part of the file.
+func (r *report) write(path string) error {
+	if path == "" {
+		fmt.Print("\n", r)
+		return nil
+	}
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	before, rest, found := strings.Cut(string(old), partBegin)
+	if !found {
+		before, rest = string(old), ""
+	}
+	_, after, _ := strings.Cut(rest, partEnd)
+	return os.WriteFile(path, []byte(before+partBegin+r.String()+partEnd+after), 0o644)
+}
