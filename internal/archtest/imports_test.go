@@ -146,6 +146,7 @@ var starters = map[string]string{
 	"internal/crun":     "a container outlives the call, and a command in it has streams",
 	"internal/hardware": "a process is made in a user namespace",
 	"internal/lab":      "a host's daemon outlives the call",
+	"bench":             "a QEMU started by hand inherits descriptors",
 }
 
 func toolsAreRunByPackageCommand(t *testing.T, source []file) {
