@@ -9,14 +9,20 @@ unset POLDER_HOST
 names=()
 times=()
 
-# step TEXT CMD… runs a command, says what it is, and remembers how long it took.
+# step TEXT CMD… says what a command is for, runs it, and remembers how long it took.
 step() {
 	local text=$1 start=$EPOCHREALTIME
 	shift
-	printf '\n== %s: %s\n' "$text" "${*/#$polder/polder}"
+	printf '\n== %s\n' "$text"
 	"$@"
 	names+=("$text")
 	times+=("$(awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.2f", b - a }')")
+}
+
+# shown ARG… runs polder, and says what was typed.
+shown() {
+	printf '$ bin/polder %s\n' "$*"
+	"$polder" "$@"
 }
 
 # running VE waits until its systemd has come up.
@@ -31,26 +37,35 @@ running() {
 	echo "$1 is $state"
 }
 
+# reaches FROM TO waits until TO answers: systemd may be up before it has found the network.
+reaches() {
+	for _ in $(seq 60); do
+		"$polder" exec "$1" -- ping -c 1 -W 1 "$2" >/dev/null 2>&1 && break
+		sleep 0.25
+	done
+	shown exec "$1" -- ping -c 2 "$2"
+}
+
 build_image() {
 	"$polder" image info debian/13 >/dev/null 2>&1 && { echo "debian/13 is there already"; return; }
-	"$polder" image build debian/13
+	shown image build debian/13
 }
 
 launch() {
 	local name=$1
 	shift
 	"$polder" info "$name" >/dev/null 2>&1 && { echo "$name is there already"; "$polder" start "$name" 2>/dev/null || true; return; }
-	"$polder" launch debian/13 "$name" "$@"
+	shown launch debian/13 "$name" "$@"
 }
 
-step 'start a one-host lab' "$polder" lab up --hosts 1
+step 'start a one-host lab' shown lab up --hosts 1
 step 'build the image' build_image
 step 'launch c1, a container' launch c1
 step 'launch v1, a virtual machine' launch v1 --model vm
 step 'c1 is up' running c1
 step 'v1 is up' running v1
-step 'c1 reaches v1 by name' "$polder" exec c1 -- ping -c 2 v1
-step 'v1 reaches c1 by name' "$polder" exec v1 -- ping -c 2 c1
+step 'c1 reaches v1 by name' reaches c1 v1
+step 'v1 reaches c1 by name' reaches v1 c1
 
 printf '\n'
 "$polder" list
