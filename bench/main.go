@@ -56,7 +56,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "one of launch, vm, idle, api instead of `ALL`")
 	flag.BoolVar(&o.keep, "keep", false, "leave the lab and Incus running, for the next run to use")
 	flag.IntVar(&o.launches, "launches", 20, "`NUMBER` of container launches of each")
-	flag.IntVar(&o.vms, "vms", 5, "`NUMBER` of VM boots of each")
+	flag.IntVar(&o.vms, "vms", 3, "`NUMBER` of VM boots of each")
 	flag.IntVar(&o.idle, "idle", 200, "`NUMBER` of idle containers")
 	flag.IntVar(&o.stopped, "stopped", 1000, "`NUMBER` of stopped VEs that are listed")
 	flag.IntVar(&o.requests, "requests", 50, "`NUMBER` of requests of each kind")

@@ -74,6 +74,9 @@ func (r row) String() string {
 	theirs, n := "", fmt.Sprint(len(r.ours))
 	if len(r.theirs) > 0 {
 		theirs = r.theirs.String()
+		if len(r.theirs) != len(r.ours) {
+			n += fmt.Sprintf(" / %d", len(r.theirs))
+		}
 	}
 	return "| " + strings.Join([]string{r.what, r.unit, r.ours.String(), r.peer, theirs, r.ratio(), r.aim.String(), n}, " | ") + " |"
 }
