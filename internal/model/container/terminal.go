@@ -21,6 +21,9 @@ const endOfInput = "\x04"
 // drainWait is how long a terminal may still have output after its command has ended.
 const drainWait = 250 * time.Millisecond
 
+// reopenWait is how long a terminal that nobody has open is let alone.
+const reopenWait = 10 * time.Millisecond
+
 // execTTY runs e at a terminal that crun makes inside the container.
 func (m *Model) execTTY(ctx context.Context, e crun.Exec, streams model.Streams) (int, error) {
 	e.ConsoleSocket = filepath.Join(e.Dir, "tty")
@@ -68,7 +71,15 @@ func serveTerminal(done context.Context, terminal *os.File, streams model.Stream
 	if stdout == nil {
 		stdout = io.Discard
 	}
-	_, _ = io.Copy(stdout, terminal) // ends with EIO when nobody has the terminal open any more
+	for {
+		_, _ = io.Copy(stdout, terminal) // ends with EIO when nobody has the terminal open
+		// login hangs the terminal up and opens it again: only with the command is it left for good.
+		select {
+		case <-done.Done():
+			return
+		case <-time.After(reopenWait):
+		}
+	}
 }
 
 func forwardSizes(done context.Context, terminal *os.File, sizes <-chan api.Resize) {
