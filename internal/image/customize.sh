@@ -17,8 +17,8 @@ for generator in gpt-auto ssh tpm2 hibernate-resume; do
 done
 # Scrubs LVM snapshots only.
 inside systemctl -q disable e2scrub_reap.service e2scrub_all.timer 2>/dev/null || true
-# The first boot has nothing to rebuild.
-inside /usr/lib/systemd/systemd-update-done 2>/dev/null || inside /lib/systemd/systemd-update-done
+# The first boot has nothing to rebuild. Debian 12 has no such program, and nothing that would ask.
+[ ! -e "$root/usr/lib/systemd/systemd-update-done" ] || inside /usr/lib/systemd/systemd-update-done
 
 for deb in "$root"/var/cache/apt/archives/*.deb; do
 	name=${deb##*/}

@@ -54,7 +54,7 @@ func (b bootstrap) check() error {
 		return api.Errorf(api.Invalid, "build image %s: mirror %q: want an http, https or file URL", b.suite.name(), b.mirror)
 	}
 	if _, err := os.Stat(b.suite.Keyring); err != nil {
-		return api.Errorf(api.Unsupported, "build image %s: the keys of its archive are not on this host: apt-get install %s",
+		return api.Errorf(api.Precondition, "build image %s: the keys of its archive are not on this host: apt-get install %s",
 			b.suite.name(), b.suite.KeyringPackage)
 	}
 	return nil
