@@ -53,10 +53,13 @@ them, and resumes or undoes what was under way.`,
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.Data, "data", defaultData, "directory for everything that must outlive a reboot")
-	f.StringVar(&listen, "listen", "unix://"+defaultSocket, "address of the API")
-	f.StringSliceVar(&o.Etcd, "etcd", nil, "endpoints of an external etcd; default: an embedded one")
-	f.StringVar(&o.Name, "name", "", "name of this host; default: the machine's")
+	f.StringVar(&o.Data, "data", defaultData, "`DIR` for everything that must outlive a reboot")
+	f.StringVar(&listen, "listen", "unix://"+defaultSocket, "`ADDRESS` of the API")
+	f.StringSliceVar(&o.Etcd, "etcd", nil, "`URLS` of an external etcd's endpoints; default: an embedded etcd")
+	f.StringVar(&o.EtcdTLS.CA, "etcd-ca", "", "PEM `FILE` with who signs the external etcd's certificates; default: whom this machine trusts")
+	f.StringVar(&o.EtcdTLS.Cert, "etcd-cert", "", "PEM `FILE` with this host's certificate for the external etcd")
+	f.StringVar(&o.EtcdTLS.Key, "etcd-key", "", "PEM `FILE` with the key of that certificate")
+	f.StringVar(&o.Name, "name", "", "`NAME` of this host; default: the machine's")
 	f.BoolVar(&debug, "debug", false, "log more")
 	return c
 }

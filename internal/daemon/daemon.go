@@ -35,6 +35,7 @@ type Options struct {
 	Run     string   // absolute; what need not
 	Listen  string   // path of the API's unix socket
 	Etcd    []string // endpoints of an external etcd; empty: the embedded member
+	EtcdTLS store.TLS
 	Version string
 	Log     *slog.Logger
 }
@@ -58,7 +59,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer listener.Close()
-	st, err := store.Open(ctx, store.Options{Dir: filepath.Join(o.Data, "store"), Endpoints: o.Etcd, Log: o.Log})
+	st, err := store.Open(ctx, store.Options{Dir: filepath.Join(o.Data, "store"), Endpoints: o.Etcd, TLS: o.EtcdTLS, Log: o.Log})
 	if err != nil {
 		return err
 	}

@@ -31,6 +31,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(writerDir); dir != "" {
 		writeForever(dir)
 	}
+	if dir := os.Getenv(serverDir); dir != "" {
+		serveEtcd(dir)
+	}
 	os.Exit(m.Run())
 }
 

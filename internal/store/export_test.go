@@ -27,6 +27,13 @@ func Compact(t *testing.T, s *Store) {
 	}
 }
 
+// Clear deletes all records.
+func Clear(t testing.TB, s *Store) {
+	if _, err := s.client.Delete(t.Context(), root, clientv3.WithPrefix()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // SetFree makes the store believe that so much disk is free.
 func SetFree(s *Store, free func() (api.Bytes, error)) { s.member.space.free = free }
 

@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -36,6 +37,8 @@ type Options struct {
 	// Endpoints of an external etcd cluster, as URLs. Empty: the embedded member. Polder leaves compaction and quota of
 	// an external cluster to its owner.
 	Endpoints []string
+	// TLS is for https endpoints.
+	TLS TLS
 	// Quota in bytes of the embedded member's database; 0: DefaultQuota.
 	Quota int64
 	// Log receives what etcd logs at level error and above, and what the store does by itself; nil: slog.Default().
@@ -54,7 +57,8 @@ type Store struct {
 
 // Open starts the embedded member, or connects to the external one, and checks that this version can read the store.
 // Errors: api.Conflict when another process has the directory open, api.Unsupported when a newer version of Polder wrote
-// the store, api.Exhausted when there is no room, api.Unavailable when the external cluster does not answer.
+// the store, api.Exhausted when there is no room, api.Invalid when endpoints or TLS files are wrong, api.Unavailable when
+// the external cluster does not answer.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
@@ -81,21 +85,17 @@ func (s *Store) open(ctx context.Context, o Options) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, openTimeout, errors.New("it does not become ready"))
 	defer cancel()
 	if len(o.Endpoints) == 0 {
+		if o.TLS != (TLS{}) {
+			return api.Errorf(api.Invalid, "etcd's TLS files %s: want the endpoints of an external etcd with them", strings.Join(o.TLS.names(), ", "))
+		}
 		s.member, err = startMember(ctx, o, s.fail)
 		if err == nil {
 			s.client = s.member.client
 		}
 		return err
 	}
-	s.client, err = clientv3.New(clientv3.Config{
-		Endpoints:   o.Endpoints,
-		DialTimeout: requestTimeout,
-		Logger:      zapLogger(o.Log, nil),
-	})
-	if err != nil {
-		return api.Errorf(api.Unavailable, "connect to etcd %v: %w", o.Endpoints, err)
-	}
-	return nil
+	s.client, err = connect(o)
+	return err
 }
 
 // Close ends all watches and leases' renewal, and stops the embedded member. It blocks until the data are on disk.

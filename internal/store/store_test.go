@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"os"
 	"testing"
 
 	"polder/api"
@@ -21,9 +22,21 @@ func open(t testing.TB, dir string) *store.Store {
 	return s
 }
 
+// externalEtcd names the endpoint of an etcd; the tests of records and watches use it then, and empty it. It has no other users.
+const externalEtcd = "POLDER_TEST_EXTERNAL_ETCD"
+
 func opened(t testing.TB) *store.Store {
 	t.Helper()
-	s := open(t, t.TempDir())
+	var s *store.Store
+	if endpoint := os.Getenv(externalEtcd); endpoint != "" {
+		var err error
+		if s, err = store.Open(t.Context(), store.Options{Endpoints: []string{endpoint}}); err != nil {
+			t.Fatal(err)
+		}
+		store.Clear(t, s)
+	} else {
+		s = open(t, t.TempDir())
+	}
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
