@@ -18,8 +18,10 @@ const (
 	// 105 s were seen on a busy host.
 	bootPatience    = 2 * time.Minute
 	bootPatienceTCG = 4 * time.Minute
-	// agentPatience is how long the agent of an older VE may be silent (it restarts, the VE reboots).
-	agentPatience = 10 * time.Second
+	// agentPatience is how long the agent of an older VE may be silent: it restarts, or the VE reboots, which an emulated one
+	// does slowly.
+	agentPatience    = 10 * time.Second
+	agentPatienceTCG = 90 * time.Second
 	// syncPatience is how long to wait for an agent that may have come up meanwhile before asking afresh.
 	syncPatience = 5 * time.Second
 	// callPatience bounds one call; the largest carries 1 MiB, through an emulated CPU perhaps.
@@ -126,7 +128,7 @@ func (m *Model) awaitAgent(ctx context.Context, ve model.Spec) error {
 	if err := readJSON(runningFile(ve), &r); err == nil {
 		boot := bootPatience
 		if r.Accelerator == accelName(false) {
-			boot = bootPatienceTCG
+			boot, patience = bootPatienceTCG, agentPatienceTCG
 		}
 		if time.Since(r.StartedAt) < boot {
 			patience = boot
