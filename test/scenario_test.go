@@ -116,13 +116,20 @@ func must(t *testing.T, args ...string) string {
 	return strings.TrimSpace(r.out)
 }
 
-// refused runs the command line and fails the test unless it exits with code and one line on standard error that has text.
+// refused runs the command line and fails the test unless it exits with code and says why in one line, the last one, that has
+// text. Lines on how far it came may precede it.
 func refused(t *testing.T, code int, text string, args ...string) {
 	t.Helper()
-	r := polder(t.Context(), args...)
-	line := strings.TrimSpace(r.err)
-	if r.code != code || !strings.Contains(line, text) || strings.Contains(line, "\n") {
-		t.Errorf("polder %s:\n got exit %d, %q\nwant exit %d, one line with %q", strings.Join(args, " "), r.code, line, code, text)
+	complains(t, polder(t.Context(), args...), code, text, args...)
+}
+
+// complains fails the test unless a command exited with code and one line that says why.
+func complains(t *testing.T, r result, code int, text string, args ...string) {
+	t.Helper()
+	lines := strings.Split(strings.TrimSpace(r.err), "\n")
+	last := lines[len(lines)-1]
+	if r.code != code || !strings.Contains(last, text) || !strings.HasPrefix(last, "error: ") || strings.Count(r.err, "error: ") != 1 {
+		t.Errorf("polder %s:\n got exit %d, %q\nwant exit %d and one line of error with %q", strings.Join(args, " "), r.code, r.err, code, text)
 	}
 }
 
