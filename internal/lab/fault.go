@@ -61,7 +61,7 @@ func (l *Lab) Start(ctx context.Context, name string, report Report) error {
 		if err := l.startHost(ctx, hostEnv{record: r, lower: lower, outside: o, uplink: uplink, daemon: l.daemon}, n); err != nil {
 			return err
 		}
-		if err := l.waitReady(ctx, n); err != nil {
+		if err := l.waitReady(ctx, n, time.Time{}); err != nil {
 			return err
 		}
 		report("%s: up in %s", name, seconds(start))

@@ -240,8 +240,11 @@ func copyFile(from, to string, info fs.FileInfo) error {
 	return os.Rename(to+".new", to)
 }
 
-// waitReady waits until the host's daemon answers.
-func (l *Lab) waitReady(ctx context.Context, n int) error {
+var errOldDaemon = errors.New("the one that was to be replaced is still there")
+
+// waitReady waits until the host's daemon answers. old is when a daemon that is about to go made its socket: that one's
+// answers do not count.
+func (l *Lab) waitReady(ctx context.Context, n int, old time.Time) error {
 	c, err := client.New("unix://" + l.socket(n))
 	if err != nil {
 		return err
@@ -251,8 +254,11 @@ func (l *Lab) waitReady(ctx context.Context, n int) error {
 	defer cancel()
 	for {
 		_, err := c.Hosts(deadline)
-		if err == nil {
+		if err == nil && (old.IsZero() || !l.socketTime(n).Equal(old)) {
 			return nil
+		}
+		if err == nil {
+			err = errOldDaemon
 		}
 		select {
 		case <-deadline.Done():
@@ -271,6 +277,15 @@ func (l *Lab) logTail(n int) string {
 		data = data[len(data)-1000:]
 	}
 	return strings.TrimSpace(string(data))
+}
+
+// socketTime is when a daemon made its socket: each makes its own. Zero when there is none.
+func (l *Lab) socketTime(n int) time.Time {
+	info, err := os.Lstat(l.socket(n))
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
 }
 
 func (l *Lab) socket(n int) string { return l.path(nameOf(n), "run", "polder.sock") }

@@ -181,7 +181,9 @@ func (l *Lab) bringUp(ctx context.Context, env hostEnv, n int, changed bool, rep
 		if err := l.connect(env.record, n, pid, env.uplink); err != nil {
 			return err
 		}
+		var old time.Time
 		if changed {
+			old = l.socketTime(n)
 			if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
 				return api.Errorf(api.Internal, "restart the daemon of lab host %s: %w", name, err)
 			}
@@ -192,13 +194,13 @@ func (l *Lab) bringUp(ctx context.Context, env hostEnv, n int, changed bool, rep
 		if len(env.daemon) == 0 {
 			return nil
 		}
-		return l.waitReady(ctx, n)
+		return l.waitReady(ctx, n, old)
 	}
 	if err := l.startHost(ctx, env, n); err != nil {
 		return err
 	}
 	if len(env.daemon) > 0 {
-		if err := l.waitReady(ctx, n); err != nil {
+		if err := l.waitReady(ctx, n, time.Time{}); err != nil {
 			return err
 		}
 	}
