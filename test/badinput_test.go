@@ -126,7 +126,7 @@ func TestBadImages(t *testing.T) {
 		t.Fatal(err)
 	}
 	bomb := filepath.Join(dir, "bomb.tar.gz")
-	if out, err := exec.Command("sh", "-c", "truncate -s 3G "+dir+"/big && tar -C "+dir+" -cf - --format=gnu big | gzip -1 > "+bomb).CombinedOutput(); err != nil {
+	if out, err := exec.Command("sh", "-c", "truncate -s 500M "+dir+"/big && tar -C "+dir+" -cf - --format=gnu big | gzip -1 > "+bomb).CombinedOutput(); err != nil {
 		t.Fatalf("making the bomb: %v %s", err, out)
 	}
 	os.Remove(filepath.Join(dir, "big"))
@@ -141,9 +141,7 @@ func TestBadImages(t *testing.T) {
 		refused(t, 2, c.text, "image", "import", c.path, "bad/image")
 	}
 	refused(t, 3, "bad/image", "image", "info", "bad/image")
-	if r := polder(t.Context(), "image", "import", bomb, "bad/bomb"); r.code == 0 {
-		t.Error("a decompression bomb was imported")
-	}
+	refused(t, 2, "decompression bomb", "image", "import", bomb, "bad/bomb")
 	if after := remains(t); after != before {
 		t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
 	}
