@@ -114,11 +114,11 @@ type StopRequest struct {
 	TimeoutSeconds int  `json:"timeout_seconds,omitempty" doc:"how long an orderly halt may take before it is killed; default 30"`
 }
 
-var nameForm = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$`)
+var nameForm = regexp.MustCompile(`^[a-z]([a-z0-9-]*[a-z0-9])?$`)
 
 // CheckName says whether a VE's (or network's, pool's, host's) name is a DNS label that starts with a letter.
 func CheckName(noun, name string) error {
-	if nameForm.MatchString(name) {
+	if len(name) <= 63 && nameForm.MatchString(name) {
 		return nil
 	}
 	return Errorf(Invalid, "%s name %q: want 1 to 63 lower-case letters, digits or hyphens, starting with a letter and not ending in a hyphen", noun, name)

@@ -145,7 +145,8 @@ func (l *Library) Resolve(ctx context.Context, ref string) (api.Image, error) {
 	return rec.Value.Image, err
 }
 
-var hexPrefix = regexp.MustCompile(`^(sha256:)?([0-9a-f]{12,64})$`)
+// leastDigits of a digest that name an image.
+const leastDigits = 12
 
 func (l *Library) resolve(ctx context.Context, ref string) (store.Record[Record], error) {
 	recs, err := l.Images.List(ctx)
@@ -157,7 +158,7 @@ func (l *Library) resolve(ctx context.Context, ref string) (store.Record[Record]
 		if slices.Contains(rec.Value.Image.Aliases, ref) {
 			return rec, nil
 		}
-		if m := hexPrefix.FindStringSubmatch(ref); m != nil && strings.HasPrefix(rec.Key, "sha256:"+m[2]) {
+		if digits := strings.TrimPrefix(ref, "sha256:"); len(digits) >= leastDigits && strings.HasPrefix(rec.Key, "sha256:"+digits) {
 			found = append(found, rec)
 		}
 	}
@@ -229,10 +230,13 @@ func (l *Library) unclaim(digest, who string) (others bool) {
 	return false
 }
 
-var aliasForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}(/[a-z0-9][a-z0-9._-]{0,62}){0,3}$`)
+// Counted repetition in a regexp takes long to compile, and every start of the program would pay for it.
+const longestAlias = 128
+
+var aliasForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*$`)
 
 func checkAlias(alias string) error {
-	if !aliasForm.MatchString(alias) {
+	if len(alias) > longestAlias || !aliasForm.MatchString(alias) {
 		return api.Errorf(api.Invalid, "image alias %q: want lower-case letters, digits and . _ -, in parts separated by /, such as debian/13", alias)
 	}
 	return nil

@@ -83,14 +83,14 @@ func treeArch(tree string) string {
 }
 
 // kernelVersion is the part of a kernel's file name that we let into GRUB's configuration.
-var kernelVersion = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~-]{0,127}$`)
+var kernelVersion = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~-]*$`)
 
 // findKernel finds the newest kernel in /boot that has an initrd; one without an initrd is better than none.
 func findKernel(tree string) (kernel, error) {
 	var best kernel
 	for _, name := range listInTree(tree, "boot") {
 		version, ok := strings.CutPrefix(name, "vmlinuz-")
-		if !ok || !kernelVersion.MatchString(version) || strings.HasSuffix(version, ".old") || !isFile(tree, path.Join("boot", name)) {
+		if !ok || len(version) > 128 || !kernelVersion.MatchString(version) || strings.HasSuffix(version, ".old") || !isFile(tree, path.Join("boot", name)) {
 			continue
 		}
 		k := kernel{Version: version, Image: "/boot/" + name}

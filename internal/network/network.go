@@ -15,6 +15,8 @@ import (
 	"crypto/sha256"
 	"net/netip"
 	"regexp"
+	"slices"
+	"strings"
 
 	"polder/api"
 )
@@ -41,11 +43,13 @@ const (
 	bits6    = 64
 	minMTU   = 1280 // IPv6's least
 	maxMTU   = 65535
+	maxLink  = 15 // bytes of a link's name
+	maxLabel = 63 // bytes between two dots of a domain
 )
 
 var (
-	linkForm   = regexp.MustCompile(`^[a-z][a-z0-9_.-]{0,14}$`)
-	domainForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$`)
+	linkForm   = regexp.MustCompile(`^[a-z][a-z0-9_.-]*$`)
+	domainForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
 )
 
 // Validate says whether a network can be made from the config on any host. Everything that ends in a rendered file is
@@ -55,7 +59,7 @@ func (c Config) Validate() error {
 		return err
 	}
 	switch {
-	case !linkForm.MatchString(c.Bridge):
+	case len(c.Bridge) > maxLink || !linkForm.MatchString(c.Bridge):
 		return api.Errorf(api.Invalid, "network %q: bridge name %q: want 1 to 15 lower-case letters, digits or ._- starting with a letter", c.Name, c.Bridge)
 	case !c.IPv4.Addr().Is4() || !c.IPv4.Addr().IsPrivate() || c.IPv4.Bits() < minBits4 || c.IPv4.Bits() > maxBits4:
 		return api.Errorf(api.Invalid, "network %q: ipv4 %q: want a private gateway address with a prefix of /%d to /%d, such as 10.87.0.1/24", c.Name, c.IPv4, minBits4, maxBits4)
@@ -65,7 +69,7 @@ func (c Config) Validate() error {
 		return api.Errorf(api.Invalid, "network %q: ipv6 %q: want a gateway address with prefix /%d, such as fd12:3456:789a:1::1/64", c.Name, c.IPv6, bits6)
 	case c.IPv6.Addr() == c.IPv6.Masked().Addr():
 		return api.Errorf(api.Invalid, "network %q: ipv6 %q: the gateway can't be the network's own address (the routers' anycast)", c.Name, c.IPv6)
-	case len(c.Domain) > 180 || !domainForm.MatchString(c.Domain):
+	case len(c.Domain) > 180 || !domainForm.MatchString(c.Domain) || slices.ContainsFunc(strings.Split(c.Domain, "."), func(label string) bool { return len(label) > maxLabel }):
 		return api.Errorf(api.Invalid, "network %q: domain %q: want lower-case labels joined by dots, such as %s", c.Name, c.Domain, DefaultDomain)
 	case c.MTU < minMTU || c.MTU > maxMTU:
 		return api.Errorf(api.Invalid, "network %q: mtu %d: want %d to %d", c.Name, c.MTU, minMTU, maxMTU)

@@ -74,6 +74,9 @@ func (e *Engine) heedCancels(changes <-chan store.Change[record]) {
 func (e *Engine) Wait(ctx context.Context, id string, each func(api.Operation)) (api.Operation, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	// Watched before it is read, from now on: a watch that begins in the past, be it by one revision, gets nothing until
+	// etcd's next round for such watches, up to 100 ms later.
+	changes := e.operations.WatchKey(ctx, id, 0)
 	rec, err := e.operations.Get(ctx, id)
 	if err != nil {
 		return api.Operation{}, err
@@ -86,8 +89,10 @@ func (e *Engine) Wait(ctx context.Context, id string, each func(api.Operation)) 
 	if op.State.Final() {
 		return op, nil
 	}
-	for c := range e.operations.WatchKey(ctx, id, rec.Revision+1) {
+	for c := range changes {
 		switch {
+		case c.Err == nil && c.Revision <= rec.Revision:
+			continue
 		case c.Reset:
 			continue
 		case c.Err != nil:
