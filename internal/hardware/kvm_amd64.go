@@ -98,8 +98,12 @@ const testResult = uint64(0x123456789abcdef0 + 0x1111111111111111)
 
 // tryKVM runs testProgram in long mode.
 func tryKVM(kvm *os.File) error {
-	if v, err := unix.IoctlRetInt(int(kvm.Fd()), kvmGetAPIVersion); err != nil || v != kvmAPIVersion {
-		return fmt.Errorf("API version %d, want %d (%v)", v, kvmAPIVersion, err)
+	v, err := unix.IoctlRetInt(int(kvm.Fd()), kvmGetAPIVersion)
+	if err != nil {
+		return fmt.Errorf("ask for its API version: %w", err)
+	}
+	if v != kvmAPIVersion {
+		return fmt.Errorf("API version %d, want %d", v, kvmAPIVersion)
 	}
 	m, err := newTestMachine(kvm)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -58,7 +59,7 @@ func (l *layout) scan() error {
 	t := tar.NewReader(l.f)
 	for n := 0; ; n++ {
 		h, err := t.Next()
-		if err == io.EOF || n > maxLayoutFiles {
+		if errors.Is(err, io.EOF) || n > maxLayoutFiles {
 			return nil
 		}
 		if err != nil {

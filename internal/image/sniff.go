@@ -139,7 +139,7 @@ type decoder struct {
 
 func (d *decoder) Read(p []byte) (int, error) {
 	n, err := d.Reader.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = damaged(d.compression, err)
 	}
 	return n, err
@@ -216,7 +216,7 @@ func sniffFile(path string) (api.ImageFormat, compression, error) {
 	}
 	defer f.Close()
 	head, err := bufio.NewReaderSize(f, sniffSize).Peek(sniffSize)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return "", plain, err
 	}
 	return sniff(head)

@@ -241,7 +241,7 @@ func (u *unpacker) make(parent int, name, base string, h *tar.Header, content io
 			return nil
 		}
 		return u.create(parent, base, func() error { return unix.Mkdirat(parent, base, 0o700) })
-	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse:
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
 		return u.file(parent, base, h, content)
 	case tar.TypeLink:
 		return u.link(parent, base, h)

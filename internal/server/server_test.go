@@ -201,7 +201,7 @@ func TestEventsContinueAfterTheLastOneSeen(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	req, _ := http.NewRequestWithContext(ctx, "GET", ts.URL+"/v1/events", nil)
+	req, _ := http.NewRequestWithContext(ctx, http.MethodGet, ts.URL+"/v1/events", nil)
 	req.Header.Set("Last-Event-ID", "1")
 	res, err := ts.Client().Do(req)
 	if err != nil {
@@ -230,7 +230,7 @@ func TestPanicIsAProblem(t *testing.T) {
 	ts := httptest.NewServer(server.New(panicking{servertest.New()}, server.Options{}))
 	defer ts.Close()
 	res, body := request(t, ts, "GET", "/v1/ves", "")
-	if res.StatusCode != 500 || !strings.Contains(body, `"internal"`) || strings.Contains(body, "goroutine") {
+	if res.StatusCode != http.StatusInternalServerError || !strings.Contains(body, `"internal"`) || strings.Contains(body, "goroutine") {
 		t.Errorf("status %d, %s", res.StatusCode, body)
 	}
 }

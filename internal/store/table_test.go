@@ -106,7 +106,7 @@ func TestModifyCountsRight(t *testing.T) {
 		t.Errorf("counter is %d, %v", rec.Value, err)
 	}
 	stop := errors.New("enough")
-	if _, err := table.Modify(t.Context(), "n", func(*int) error { return stop }); err != stop {
+	if _, err := table.Modify(t.Context(), "n", func(*int) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("error of the change is %v", err)
 	}
 }

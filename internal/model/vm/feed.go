@@ -123,7 +123,7 @@ func (b *inbox) take(ctx context.Context) (data []byte, more bool, err error) {
 		switch {
 		case len(data) > 0:
 			return data, true, nil
-		case last == io.EOF:
+		case errors.Is(last, io.EOF):
 			return nil, false, nil
 		case last != nil:
 			return nil, false, fmt.Errorf("read the input: %w", last)
