@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -69,7 +70,9 @@ func (a *app) upload(ctx context.Context, c *client.Client, req api.ImageImportR
 	p := a.newProgress()
 	defer p.close()
 	t := p.track("image import " + req.Alias)
-	op, err := c.ImportImage(ctx, req, t.reader(up.content, "upload", up.size))
+	op, err := send(ctx, func() (api.Operation, error) {
+		return c.ImportImage(ctx, req, t.reader(up.content, "upload", up.size))
+	})
 	if err != nil {
 		t.done("")
 		if ctx.Err() != nil {
@@ -82,6 +85,29 @@ func (a *app) upload(ctx context.Context, c *client.Client, req api.ImageImportR
 		return op, nil
 	}
 	return a.follow(ctx, c, t, op)
+}
+
+// sendGrace is how long a request that was given up may take to say so.
+const sendGrace = time.Second
+
+// send does a request whose body may come from something that stalls, such as a pipe: then the request does not end with ctx.
+func send(ctx context.Context, request func() (api.Operation, error)) (api.Operation, error) {
+	answers := make(chan ending, 1)
+	go func() {
+		op, err := request()
+		answers <- ending{op, err}
+	}()
+	select {
+	case end := <-answers:
+		return end.op, end.err
+	case <-ctx.Done():
+	}
+	select {
+	case end := <-answers:
+		return end.op, end.err
+	case <-time.After(sendGrace):
+		return api.Operation{}, ctx.Err()
+	}
 }
 
 // upload is what is sent to make an image of.

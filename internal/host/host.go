@@ -161,6 +161,7 @@ func (h *Host) Up(ctx context.Context) error {
 		h.wg.Go(func() { h.adoptLater(name) })
 	}
 	h.wg.Go(h.trimLogs)
+	h.wg.Go(h.tendNetwork)
 	return nil
 }
 
@@ -181,6 +182,25 @@ func (h *Host) networkUp(ctx context.Context) error {
 		return err
 	}
 	return h.publishLeases(ctx)
+}
+
+// tendInterval is how long DHCP and DNS may be away when their server has died.
+const tendInterval = 10 * time.Second
+
+// tendNetwork keeps DHCP and DNS answering until the host is closed: publishing starts their server when it is gone.
+func (h *Host) tendNetwork() {
+	ticker := time.NewTicker(tendInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-h.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if err := h.publishLeases(h.ctx); err != nil && h.ctx.Err() == nil {
+			h.log.Warn("dhcp and dns are not answering", "network", h.network.Name, "error", err)
+		}
+	}
 }
 
 // newNetwork is a default network that does not get in the way of what the machine is connected to.
