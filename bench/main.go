@@ -104,6 +104,7 @@ func run(ctx context.Context, o options) (err error) {
 	for _, m := range chosen {
 		b.say("measuring %s", m.name)
 		if err := m.run(ctx, b); err != nil {
+			fmt.Print(b.report) // what there is of it, but not into the file
 			return fmt.Errorf("measure %s: %w", m.name, err)
 		}
 	}
