@@ -1,12 +1,15 @@
 package cli
 
 import (
+	"context"
 	"io"
+	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
 
 	"polder/api"
+	"polder/client"
 )
 
 func newHostCommand(a *app) *cobra.Command {
@@ -16,53 +19,26 @@ func newHostCommand(a *app) *cobra.Command {
 }
 
 func newHostListCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:               "list",
-		Aliases:           []string{"ls"},
-		Short:             "List the hosts",
-		Args:              args(0, 0),
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			hosts, err := c.Hosts(cmd.Context())
-			if err != nil {
-				return err
-			}
-			t := newTable("NAME", "STATE", "VES", "CPUS", "MEMORY", "KERNEL", "VERSION")
-			for _, h := range hosts {
-				t.row(h.Name, h.State, strconv.Itoa(h.VEs), strconv.Itoa(h.CPUs), h.MemoryBytes.String(), h.Kernel, h.Version)
-			}
-			return a.show(hosts, t.write)
-		},
-	}
+	columns := []string{"NAME", "STATE", "VES", "CPUS", "MEMORY", "KERNEL", "VERSION"}
+	return newThingList(a, "List the hosts", (*client.Client).Hosts, columns, func(h api.Host) []string {
+		return []string{h.Name, h.State, strconv.Itoa(h.VEs), strconv.Itoa(h.CPUs), h.MemoryBytes.String(), h.Kernel, h.Version}
+	})
 }
 
 func newHostInfoCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:               "info NAME",
-		Short:             "Show a host and what it can do",
-		Args:              args(1, 1),
-		ValidArgsFunction: a.completeFirst(a.hostNames),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			hosts, err := c.Hosts(cmd.Context())
-			if err != nil {
-				return err
-			}
-			for _, h := range hosts {
-				if h.Name == args[0] {
-					return a.show(h, func(w io.Writer) { writeHost(w, h) })
-				}
-			}
-			return api.Errorf(api.NotFound, "host %q not found; see: polder host list", args[0])
-		},
+	return newThingInfo(a, "info NAME", "Show a host and what it can do", a.hostNames, hostNamed, writeHost)
+}
+
+func hostNamed(c *client.Client, ctx context.Context, name string) (api.Host, error) {
+	hosts, err := c.Hosts(ctx)
+	if err != nil {
+		return api.Host{}, err
 	}
+	i := slices.IndexFunc(hosts, func(h api.Host) bool { return h.Name == name })
+	if i < 0 {
+		return api.Host{}, api.Errorf(api.NotFound, "host %q not found; see: polder host list", name)
+	}
+	return hosts[i], nil
 }
 
 func writeHost(w io.Writer, h api.Host) {

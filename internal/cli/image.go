@@ -91,49 +91,17 @@ func (a *app) showMade(ctx context.Context, c *client.Client, alias string) erro
 }
 
 func newImageListCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:               "list",
-		Aliases:           []string{"ls"},
-		Short:             "List the images",
-		Args:              args(0, 0),
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			images, err := c.Images(cmd.Context())
-			if err != nil {
-				return err
-			}
-			t := newTable("ALIAS", "DIGEST", "OS", "ARCH", "KERNEL", "MODELS", "SIZE", "AGE")
-			for _, i := range images {
-				t.row(strings.Join(i.Aliases, ","), shortDigest(i.Digest), strings.TrimSpace(i.OS+" "+i.Release), i.Arch, i.Kernel,
-					modelText(i.Models), i.SizeBytes.String(), age(time.Since(i.CreatedAt)))
-			}
-			return a.show(images, t.write)
-		},
-	}
+	columns := []string{"ALIAS", "DIGEST", "OS", "ARCH", "KERNEL", "MODELS", "SIZE", "AGE"}
+	return newThingList(a, "List the images", (*client.Client).Images, columns, func(i api.Image) []string {
+		return []string{
+			strings.Join(i.Aliases, ","), shortDigest(i.Digest), strings.TrimSpace(i.OS + " " + i.Release), i.Arch, i.Kernel,
+			modelText(i.Models), i.SizeBytes.String(), age(time.Since(i.CreatedAt)),
+		}
+	})
 }
 
 func newImageInfoCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:               "info IMAGE",
-		Short:             "Show all about an image",
-		Args:              args(1, 1),
-		ValidArgsFunction: a.completeFirst(a.imageAliases),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			image, err := c.Image(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return a.show(image, func(w io.Writer) { writeImage(w, image) })
-		},
-	}
+	return newThingInfo(a, "info IMAGE", "Show all about an image", a.imageAliases, (*client.Client).Image, writeImage)
 }
 
 func writeImage(w io.Writer, i api.Image) {

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"polder/api"
+	"polder/client"
 )
 
 func newOpCommand(a *app) *cobra.Command {
@@ -18,52 +19,18 @@ func newOpCommand(a *app) *cobra.Command {
 }
 
 func newOpListCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:               "list",
-		Aliases:           []string{"ls"},
-		Short:             "List operations, newest first",
-		Args:              args(0, 0),
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			ops, err := c.Operations(cmd.Context())
-			if err != nil {
-				return err
-			}
-			t := newTable("ID", "KIND", "TARGET", "STATE", "STEP", "HOST", "AGE", "TOOK")
-			for _, op := range ops {
-				took := took(op.UpdatedAt.Sub(op.CreatedAt))
-				if !op.State.Final() {
-					took = ""
-				}
-				t.row(op.ID, op.Kind, op.Target, string(op.State), op.Step, op.Host, age(time.Since(op.CreatedAt)), took)
-			}
-			return a.show(ops, t.write)
-		},
-	}
+	columns := []string{"ID", "KIND", "TARGET", "STATE", "STEP", "HOST", "AGE", "TOOK"}
+	return newThingList(a, "List operations, newest first", (*client.Client).Operations, columns, func(op api.Operation) []string {
+		took := took(op.UpdatedAt.Sub(op.CreatedAt))
+		if !op.State.Final() {
+			took = ""
+		}
+		return []string{op.ID, op.Kind, op.Target, string(op.State), op.Step, op.Host, age(time.Since(op.CreatedAt)), took}
+	})
 }
 
 func newOpInfoCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:               "info ID",
-		Short:             "Show an operation with its steps",
-		Args:              args(1, 1),
-		ValidArgsFunction: a.completeFirst(a.operationIDs),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			op, err := c.Operation(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return a.show(op, func(w io.Writer) { writeOperation(w, op) })
-		},
-	}
+	return newThingInfo(a, "info ID", "Show an operation with its steps", a.operationIDs, (*client.Client).Operation, writeOperation)
 }
 
 func writeOperation(w io.Writer, op api.Operation) {

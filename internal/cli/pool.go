@@ -1,38 +1,21 @@
 package cli
 
 import (
-	"slices"
+	"context"
 	"strconv"
 
 	"github.com/spf13/cobra"
 
 	"polder/api"
+	"polder/client"
 )
 
 func newPoolCommand(a *app) *cobra.Command {
 	c := asGroup(&cobra.Command{Use: "pool", Short: "The pools that hold images and volumes"})
-	c.AddCommand(&cobra.Command{
-		Use:               "list",
-		Aliases:           []string{"ls"},
-		Short:             "List the pools",
-		Args:              args(0, 0),
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			pools, err := c.Pools(cmd.Context())
-			if err != nil {
-				return err
-			}
-			t := newTable("NAME", "DRIVER", "PATH", "TOTAL", "FREE", "VOLUMES")
-			for _, p := range pools {
-				t.row(p.Name, p.Driver, p.Path, p.TotalBytes.String(), p.FreeBytes.String(), strconv.Itoa(p.Volumes))
-			}
-			return a.show(pools, t.write)
-		},
-	})
+	columns := []string{"NAME", "DRIVER", "PATH", "TOTAL", "FREE", "VOLUMES"}
+	c.AddCommand(newThingList(a, "List the pools", (*client.Client).Pools, columns, func(p api.Pool) []string {
+		return []string{p.Name, p.Driver, p.Path, p.TotalBytes.String(), p.FreeBytes.String(), strconv.Itoa(p.Volumes)}
+	}))
 	return c
 }
 
@@ -44,42 +27,28 @@ func newVolumeCommand(a *app) *cobra.Command {
 
 func newVolumeListCommand(a *app) *cobra.Command {
 	var pool string
-	cmd := &cobra.Command{
-		Use:               "list",
-		Aliases:           []string{"ls"},
-		Short:             "List the volumes",
-		Args:              args(0, 0),
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
+	list := func(c *client.Client, ctx context.Context) ([]api.Volume, error) {
+		if pool != "" {
+			return c.Volumes(ctx, pool)
+		}
+		names, err := a.poolNames(ctx, c)
+		volumes := []api.Volume{}
+		for _, name := range names {
+			more, err := c.Volumes(ctx, name)
 			if err != nil {
-				return err
+				return nil, err
 			}
-			names := []string{pool}
-			if pool == "" {
-				if names, err = a.poolNames(cmd.Context(), c); err != nil {
-					return err
-				}
-			}
-			volumes := []api.Volume{}
-			for _, name := range names {
-				more, err := c.Volumes(cmd.Context(), name)
-				if err != nil {
-					return err
-				}
-				volumes = slices.Concat(volumes, more)
-			}
-			t := newTable("NAME", "POOL", "VE", "SIZE", "USED")
-			for _, v := range volumes {
-				size := ""
-				if v.SizeBytes > 0 {
-					size = v.SizeBytes.String()
-				}
-				t.row(v.Name, v.Pool, v.VE, size, v.UsedBytes.String())
-			}
-			return a.show(volumes, t.write)
-		},
+			volumes = append(volumes, more...)
+		}
+		return volumes, err
 	}
+	cmd := newThingList(a, "List the volumes", list, []string{"NAME", "POOL", "VE", "SIZE", "USED"}, func(v api.Volume) []string {
+		size := ""
+		if v.SizeBytes > 0 {
+			size = v.SizeBytes.String()
+		}
+		return []string{v.Name, v.Pool, v.VE, size, v.UsedBytes.String()}
+	})
 	cmd.Flags().StringVar(&pool, "pool", "", "only those of this `POOL`")
 	must(cmd.RegisterFlagCompletionFunc("pool", a.complete(a.poolNames)))
 	return cmd

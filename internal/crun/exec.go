@@ -107,8 +107,12 @@ func (e Exec) outcome(cmd *exec.Cmd, err error) (int, error) {
 		text string
 		code int
 	}{
-		{"No such file or directory", 127}, {"not found in $PATH", 127}, {"Permission denied", 126}, {"Exec format error", 126},
-		{"it is not executable", 126}, {"is not a regular file", 126},
+		{"No such file or directory", 127},
+		{"not found in $PATH", 127},
+		{"Permission denied", 126},
+		{"Exec format error", 126},
+		{"it is not executable", 126},
+		{"is not a regular file", 126},
 	} {
 		if strings.Contains(message, known.text) {
 			return known.code, nil // crun has said it on its standard error, which is the command's

@@ -15,7 +15,7 @@ func (h *Host) Exec(ctx context.Context, name string, req api.ExecRequest, strea
 	}
 	v, impl, spec, err := h.inside(ctx, name)
 	if err != nil {
-		return 0, fmt.Errorf("exec in ve %q: %w", name, err)
+		return 0, err
 	}
 	execer, ok := impl.(model.Execer)
 	if !ok {
@@ -32,7 +32,7 @@ func (h *Host) Exec(ctx context.Context, name string, req api.ExecRequest, strea
 func (h *Host) Console(ctx context.Context, name string, streams model.Streams) error {
 	v, impl, spec, err := h.inside(ctx, name)
 	if err != nil {
-		return fmt.Errorf("console of ve %q: %w", name, err)
+		return err
 	}
 	consoler, ok := impl.(model.Consoler)
 	if !ok {
@@ -50,9 +50,9 @@ func (h *Host) inside(ctx context.Context, name string) (VE, model.Model, model.
 	switch v.State {
 	case api.Running:
 	case api.Paused:
-		return VE{}, nil, model.Spec{}, api.Errorf(api.Precondition, "it is paused: polder resume %s first", name)
+		return VE{}, nil, model.Spec{}, api.Errorf(api.Precondition, "ve %q is paused: polder resume %s first", name, name)
 	default:
-		return VE{}, nil, model.Spec{}, api.Errorf(api.Precondition, "it is %s: polder start %s first", v.State, name)
+		return VE{}, nil, model.Spec{}, api.Errorf(api.Precondition, "ve %q is %s: polder start %s first", name, v.State, name)
 	}
 	impl, err := h.modelOf(v.Model)
 	if err != nil {
