@@ -97,6 +97,17 @@ func subject(key string) string {
 	return fmt.Sprintf("%q", key)
 }
 
+// describe turns "launch" and "ve/c1" into `launch ve "c1"`, and "image.import" and "image/a" into `import image "a"`.
+func describe(kind, target string) string {
+	if target == "" {
+		return kind
+	}
+	if noun, verb, ok := strings.Cut(kind, "."); ok && strings.HasPrefix(target, noun+"/") {
+		kind = verb
+	}
+	return kind + " " + subject(target)
+}
+
 // Held lists the keys of all locks that operations hold now, on all hosts.
 func (e *Engine) Held(ctx context.Context) (keys []string, err error) {
 	recs, err := e.locks.List(ctx)

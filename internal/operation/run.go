@@ -217,10 +217,7 @@ func (x *execution) undoOnce(i int) error {
 
 // cause is what the operation's record says about why it is undone.
 func (x *execution) cause(why error) *api.Problem {
-	what := x.kind.name
-	if x.target != "" {
-		what += " " + subject(x.target)
-	}
+	what := describe(x.kind.name, x.target)
 	if errors.Is(why, errCancelAsked) || errors.Is(context.Cause(x.forward), errCancelAsked) {
 		return api.ProblemOf(api.Errorf(api.Cancelled, "%s: cancelled at step %q", what, x.kind.steps[x.index()]))
 	}
