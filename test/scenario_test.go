@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"polder/api"
+	"polder/internal/lab"
 )
 
 // Where this run's lab and contexts live; set by TestMain before any test.
@@ -43,7 +44,11 @@ func run(m *testing.M) int {
 	os.Setenv("POLDER_LAB", labDir)
 	os.Setenv("XDG_CONFIG_HOME", config)
 	os.Unsetenv("POLDER_HOST")
-	before := leftovers()
+	l, err := lab.Open(labDir, "")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	for _, args := range [][]string{{"lab", "down"}, {"lab", "up", "--hosts", "1"}, {"image", "build", "debian/13"}} {
 		began := time.Now()
 		if r := polder(context.Background(), args...); r.code != 0 {
@@ -53,30 +58,31 @@ func run(m *testing.M) int {
 		}
 		fmt.Printf("polder %s: %.1f s\n", strings.Join(args, " "), time.Since(began).Seconds())
 	}
+	if leftovers(l.ID()) == "" {
+		fmt.Fprintln(os.Stderr, "--- FAIL: nothing of a lab that is up is seen")
+		return 1
+	}
 	code := m.Run()
 	if r := polder(context.Background(), "lab", "down"); r.code != 0 {
 		fmt.Fprintf(os.Stderr, "lab down: %s%s", r.out, r.err)
 		return 1
 	}
-	if after := leftovers(); after != before {
-		fmt.Fprintf(os.Stderr, "--- FAIL: lab down left something behind\nbefore:\n%s\nafter:\n%s\n", before, after)
+	if left := leftovers(l.ID()); left != "" {
+		fmt.Fprintf(os.Stderr, "--- FAIL: lab down left behind:\n%s\n", left)
 		return 1
 	}
 	return code
 }
 
-// leftovers is what a lab could leave on the machine: processes, mounts, loop devices, links, namespaces, nft tables,
-// cgroups and files.
-func leftovers() string {
+// leftovers is what the lab has left on the machine: processes, mounts, loop devices, links, nft tables, cgroups and files;
+// "" when there is nothing. Other labs may come and go meanwhile.
+func leftovers(id string) string {
 	out, _ := exec.Command("bash", "-c", `
-		echo "processes: $(pgrep -fc "$POLDER_LAB|polder serve" )"
-		echo "mounts: $(grep -c "$POLDER_LAB" /proc/self/mountinfo)"
-		echo "loops: $(losetup -a | grep -c "$POLDER_LAB")"
-		echo "links:"; ip -o link | awk -F': ' '{print $2}' | sort
-		echo "nets:"; ip netns list | sort
-		echo "nft:"; nft list tables | sort
-		echo "cgroups:"; find $(awk '$9=="cgroup2"||$(NF-2)=="cgroup2"{print $5}' /proc/self/mountinfo | head -1) -maxdepth 1 -name '*polder*' | sort
-		echo "files:"; ls -A "$POLDER_LAB" 2>/dev/null`).Output()
+		ls -l /proc/[0-9]*/{exe,root,cwd} 2>/dev/null | grep -F -- "-> $POLDER_LAB"
+		grep -F "$POLDER_LAB" /proc/self/mountinfo
+		losetup -a | grep -F "$POLDER_LAB"
+		{ ip -o link; ip netns list; nft list tables; find /sys/fs/cgroup -maxdepth 2 -name "*$0*"; } | grep -F "$0"
+		ls -A "$POLDER_LAB" 2>/dev/null`, id).Output()
 	return string(out)
 }
 

@@ -106,7 +106,7 @@ func TestMemberThatMeetsFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	fill(t, filepath.Join(mount, "filler"), true)
-	child := exec.Command(os.Args[0])
+	child := exec.Command("/proc/self/exe")
 	child.Env = append(os.Environ(), writerDir+"="+dir, careless+"=1")
 	var stderr strings.Builder
 	child.Stderr = &stderr
@@ -135,7 +135,7 @@ func TestMemberThatMeetsFullDisk(t *testing.T) {
 
 // writeAndKill lets a child write about n records and kills it. It returns the last number that the child said was written.
 func writeAndKill(t *testing.T, dir string, n int) (last int) {
-	child := exec.Command(os.Args[0])
+	child := exec.Command("/proc/self/exe")
 	child.Env = append(os.Environ(), writerDir+"="+dir)
 	child.Stderr = os.Stderr
 	stdout, err := child.StdoutPipe()
@@ -167,7 +167,7 @@ func TestSecondProcessIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	defer s.Close()
-	child := exec.Command(os.Args[0])
+	child := exec.Command("/proc/self/exe")
 	child.Env = append(os.Environ(), writerDir+"="+dir)
 	out, err := child.CombinedOutput()
 	if want := fmt.Sprintf("process %d has it open", os.Getpid()); err == nil || !strings.Contains(string(out), want) {

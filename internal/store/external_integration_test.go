@@ -56,7 +56,7 @@ func serveEtcd(dir string) {
 // startEtcd returns when the server is ready; kill ends it as rudely as possible.
 func startEtcd(t *testing.T, dir, endpoint string) (kill func()) {
 	t.Helper()
-	child := exec.Command(os.Args[0])
+	child := exec.Command("/proc/self/exe")
 	child.Dir = t.TempDir() // of the peer's socket
 	child.Env = append(os.Environ(), serverDir+"="+dir, serverURL+"="+endpoint)
 	child.Stderr = os.Stderr
@@ -82,7 +82,7 @@ func startEtcd(t *testing.T, dir, endpoint string) (kill func()) {
 func TestSuiteOnExternalEtcd(t *testing.T) {
 	const endpoint = "http://127.0.0.1:23790"
 	startEtcd(t, t.TempDir(), endpoint)
-	child := exec.Command(os.Args[0], "-test.v", "-test.run",
+	child := exec.Command("/proc/self/exe", "-test.v", "-test.run",
 		"^Test(Create|Update|List|Snapshot|Modify|Txn|OldRecords|NewerRecord|TooLarge|Lease|Watch|History)")
 	child.Env = append(os.Environ(), externalEtcd+"="+endpoint)
 	out, err := child.CombinedOutput()
