@@ -70,7 +70,7 @@ func (s *side) measure(ctx context.Context, n int) (err error) {
 		return err
 	}
 	time.Sleep(5 * time.Second)
-	first := 0
+	var first int
 	if s.before, first, err = footprint(s.daemon); err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func (s *side) measure(ctx context.Context, n int) (err error) {
 	if err := s.watch(ctx); err != nil {
 		return err
 	}
-	last := 0
+	var last int
 	if s.after, last, err = footprint(s.daemon); err != nil {
 		return err
 	}

@@ -41,7 +41,7 @@ func (c *Client) Console(ctx context.Context, name string, size api.Resize, s St
 func (c *Client) session(ctx context.Context, path string, req api.ExecRequest, s Streams) (int, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	conn, res, err := websocket.Dial(ctx, c.base+path, &websocket.DialOptions{HTTPClient: c.http})
+	conn, res, err := websocket.Dial(ctx, c.base+path, &websocket.DialOptions{HTTPClient: c.http}) //nolint:bodyclose // by its documentation there is nothing to close
 	if err != nil {
 		if res != nil && res.StatusCode != http.StatusSwitchingProtocols && res.StatusCode >= 400 {
 			return 0, problem(res)

@@ -122,8 +122,9 @@ func outcome(title string, op api.Operation) error {
 			return err
 		}
 		return api.Errorf(api.KindOf(err), "%s: %w", title, err)
+	default:
+		return nil
 	}
-	return nil
 }
 
 // failures prints the errors of several operations, one a line, and ends with the exit code of the first.

@@ -29,6 +29,7 @@ func newHostInfoCommand(a *app) *cobra.Command {
 	return newThingInfo(a, "info NAME", "Show a host and what it can do", a.hostNames, hostNamed, writeHost)
 }
 
+//nolint:revive // the form of the client's methods
 func hostNamed(c *client.Client, ctx context.Context, name string) (api.Host, error) {
 	hosts, err := c.Hosts(ctx)
 	if err != nil {

@@ -255,6 +255,7 @@ func summary(op api.Operation) string {
 		return "cancelled, and what it had done is undone"
 	case api.OperationFailed:
 		return "failed, and what it had done is undone"
+	default:
 	}
 	text := "done in " + took(op.UpdatedAt.Sub(op.CreatedAt))
 	var steps []string

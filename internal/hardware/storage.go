@@ -43,7 +43,7 @@ func fileSystemName(dir string) string {
 	if err := unix.Statfs(dir, &s); err != nil {
 		return "unknown"
 	}
-	if name, ok := fileSystems[int64(s.Type)]; ok {
+	if name, ok := fileSystems[s.Type]; ok {
 		return name
 	}
 	return fmt.Sprintf("file system %#x", s.Type)

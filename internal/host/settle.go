@@ -67,7 +67,9 @@ func (h *Host) waitFor(name string) {
 	}
 	for _, op := range ops {
 		if op.Target == "ve/"+name && !op.State.Final() {
-			h.engine.Wait(h.ctx, op.ID, nil)
+			if _, err := h.engine.Wait(h.ctx, op.ID, nil); err != nil {
+				return
+			}
 		}
 	}
 }

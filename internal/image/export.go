@@ -81,6 +81,8 @@ func (l *Library) export(ctx context.Context, image api.Image, format api.ImageF
 		if err := packSquash(ctx, path, file); err != nil {
 			return err
 		}
+	default:
+		return api.Errorf(api.Internal, "image format %q", format)
 	}
 	return sendFile(ctx, file, w)
 }

@@ -179,8 +179,9 @@ func (l *Library) readPayload(ctx context.Context, r *makingRun) error {
 		return l.readDisk(ctx, r, original)
 	case api.FormatTar:
 		return l.readLayout(r)
+	default:
+		return nil
 	}
-	return nil
 }
 
 var provenance = map[api.ImageFormat]string{

@@ -119,8 +119,9 @@ func (l *Library) fillTree(ctx context.Context, r *makingRun, path string, limit
 			return err
 		}
 		return lay.unpack(ctx, image, path, limits, func(done int64) { r.Progress(done, image.size(), "bytes") })
+	default:
+		return api.Errorf(api.Internal, "image format %q", r.State.Format)
 	}
-	return api.Errorf(api.Internal, "image format %q", r.State.Format)
 }
 
 // counted reports how much of a file was read.

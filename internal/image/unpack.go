@@ -348,9 +348,8 @@ func (u *unpacker) fill(f *os.File, h *tar.Header, content io.Reader) error {
 	return f.Truncate(size)
 }
 
-var zeros [4096]byte
-
 func allZero(b []byte) bool {
+	var zeros [4096]byte
 	for len(b) >= len(zeros) {
 		if !bytes.Equal(b[:len(zeros)], zeros[:]) {
 			return false

@@ -82,6 +82,7 @@ func remedy(state api.State) string {
 		return "wait until it is stopped"
 	case api.Paused:
 		return "resume it first"
+	default:
+		return "stop it first"
 	}
-	return "stop it first"
 }

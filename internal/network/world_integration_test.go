@@ -77,7 +77,7 @@ func newWorld(t *testing.T) *world {
 
 // newFabric is what a daemon that was started again has.
 func (w *world) newFabric() *Fabric {
-	return NewFabric(w.dir, slog.New(slog.NewTextHandler(w.T.Output(), nil)))
+	return NewFabric(w.dir, slog.New(slog.NewTextHandler(w.Output(), nil)))
 }
 
 func (w *world) up() {

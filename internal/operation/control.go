@@ -2,6 +2,7 @@ package operation
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -48,7 +49,7 @@ func (e *Engine) Cancel(ctx context.Context, id string) error {
 		r.CancelAsked = true
 		return nil
 	})
-	if err == asked {
+	if errors.Is(err, asked) {
 		return nil
 	}
 	return err

@@ -19,7 +19,7 @@ type Point struct {
 	Phase          Phase
 }
 
-// ErrCrash, returned by a fault function, makes the engine behave as if its process had been killed at that point.
+// ErrCrash is what a fault function returns to make the engine behave as if its process had been killed at that point.
 var ErrCrash = errors.New("injected crash")
 
 // InjectFaults is for tests: f is called at every Point of every operation, in the operation's goroutine. An error is taken

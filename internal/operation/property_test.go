@@ -165,7 +165,7 @@ func (sc scenario) play(s *store.Store, w *world) (end api.Operation, err error)
 			close(crashed)
 			held, heldErr := e.Held(ctx)
 			if heldErr != nil || len(held) > 0 {
-				err = fmt.Errorf("locks are held at the end: %v, %v", held, heldErr)
+				err = fmt.Errorf("locks are held at the end: %v, %w", held, heldErr)
 			}
 		}
 		if closeErr := e.Close(ctx); closeErr != nil {

@@ -87,7 +87,7 @@ const boundaryTries = 8
 // doStep does step i; from the point of no return on until it succeeds.
 func (x *execution) doStep(i int) error {
 	for n := 0; ; n++ {
-		err := x.try(i, x.forward, BeforeDo, AfterDo, x.steps.do)
+		err := x.try(x.forward, i, BeforeDo, AfterDo, x.steps.do)
 		if x.abandoned() {
 			return errAbandoned
 		}
@@ -118,7 +118,7 @@ func (x *execution) wait(n int, trouble string) error {
 
 // try calls a Do or Undo, with the faults around it. A panic is an error like others: one bad step must not stop all VEs'
 // daemon.
-func (x *execution) try(i int, ctx context.Context, before, after Phase, f func(context.Context, int) error) (err error) {
+func (x *execution) try(ctx context.Context, i int, before, after Phase, f func(context.Context, int) error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			x.log.Error("a step panicked", "step", x.kind.steps[i], "panic", p, "stack", string(debug.Stack()))
@@ -212,7 +212,7 @@ func (x *execution) undoStep(i int) error {
 func (x *execution) undoOnce(i int) error {
 	ctx, cancel := context.WithTimeout(x.base, UndoTimeout)
 	defer cancel()
-	return x.try(i, ctx, BeforeUndo, AfterUndo, x.steps.undo)
+	return x.try(ctx, i, BeforeUndo, AfterUndo, x.steps.undo)
 }
 
 // cause is what the operation's record says about why it is undone.

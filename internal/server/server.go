@@ -118,7 +118,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = srv.Close()
 	}
-	<-served
+	<-served //nolint:errcheck // it says that the server was closed
 	s.streams.Wait()
 	if err != nil {
 		return api.Errorf(api.Internal, "shut down %s: %w", l.Addr(), err)

@@ -125,7 +125,7 @@ func TestShapes(t *testing.T) {
 	if err := json.Unmarshal([]byte(body), &op); err != nil || res.StatusCode != http.StatusAccepted || op.Target != "ve/c1" {
 		t.Errorf("start: status %d, %s", res.StatusCode, body)
 	}
-	if res, body := request(t, ts, "POST", "/v1/ves/c1/stop", `{"force":true,"timeout_seconds":3}`); res.StatusCode != 202 && res.StatusCode != 412 {
+	if res, body := request(t, ts, "POST", "/v1/ves/c1/stop", `{"force":true,"timeout_seconds":3}`); res.StatusCode != http.StatusAccepted && res.StatusCode != http.StatusPreconditionFailed {
 		t.Errorf("stop: status %d, %s", res.StatusCode, body)
 	}
 }

@@ -106,8 +106,9 @@ func verdict(filter *specs.LinuxSeccomp, name string, arg uint64) (specs.LinuxSe
 			return arg > c.Value
 		case specs.OpMaskedEqual:
 			return arg&c.Value == c.ValueTwo
+		default:
+			return false
 		}
-		return false
 	}
 	for _, rule := range filter.Syscalls {
 		if slices.Contains(rule.Names, name) && (len(rule.Args) == 0 || matches(rule.Args[0])) {

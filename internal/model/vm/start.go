@@ -255,7 +255,7 @@ func ready(ctx context.Context, ve model.Spec, w *model.Watch) error {
 		}
 	case status := <-w.Exited:
 		cancel()
-		<-answers
+		<-answers //nolint:errcheck // why it was given up is known
 		return startFailure(ve, errors.New(status.String()))
 	}
 }
