@@ -270,8 +270,16 @@ func TestPoolFull(t *testing.T) {
 	must(t, "lab", "exec", "h1", "--", "sh", "-c", "for s in 1G 128M 16M 1M 64K 4K; do while fallocate -l $s "+fill+".$s.$n 2>/dev/null; do n=$((n+1)); done; done; sync")
 	t.Cleanup(func() { polder(context.Background(), "lab", "exec", "h1", "--", "sh", "-c", "rm -f "+fill+"*") })
 	before := remains(t)
-	refused(t, 1, "no space left", "launch", "debian/13", "nospace")
-	refused(t, 1, "no space left", "launch", "debian/13", "nospace", "--model", "vm")
+	// A clone and a few small files live in btrfs' metadata, which may have room when there is none for data: a launch may work. One that
+	// does not says why.
+	for _, model := range []string{"container", "vm"} {
+		r := polder(t.Context(), "launch", "debian/13", "nospace", "--model", model)
+		if r.code == 0 {
+			must(t, "delete", "nospace")
+		} else if r.code != 1 || !strings.Contains(r.err, "no space left") {
+			t.Errorf("launch as %s: exit %d, %s", model, r.code, r.err)
+		}
+	}
 	root := filepath.Join(t.TempDir(), "root.tar")
 	if out, err := exec.Command("sh", "-c", "head -c 20000000 /dev/urandom | split -b 10000000 - "+filepath.Dir(root)+"/part && tar -C "+filepath.Dir(root)+" -cf "+root+" --exclude=root.tar .").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
