@@ -34,7 +34,14 @@ func TestSameImageUnderTwoModels(t *testing.T) {
 	}
 	for _, pair := range [][2]string{{"c1", "v1"}, {"v1", "c1"}} {
 		for _, family := range []string{"-4", "-6"} {
-			must(t, "exec", pair[0], "--", "ping", family, "-c", "2", "-W", "5", pair[1])
+			// systemd may be up before it has configured the network.
+			eventually(t, time.Minute, func() string {
+				r := polder(t.Context(), "exec", pair[0], "--", "ping", family, "-c", "1", "-W", "2", pair[1])
+				if r.code != 0 {
+					return r.out + r.err
+				}
+				return ""
+			})
 		}
 		must(t, "exec", pair[0], "--", "ping", "-c", "1", "-W", "5", pair[1]+".polder.internal")
 	}
