@@ -82,6 +82,7 @@ func TestParseVersion(t *testing.T) {
 		"btrfs-progs v6.14\n-EXPERIMENTAL":                                         {6, 14, 0},
 		"mmdebstrap 1.5.7":                                                         {1, 5, 7},
 		"Dnsmasq version 2.91  Copyright (c) 2000-2025 Simon Kelley":               {2, 91, 0},
+
 		"Version: 4.1.1\n":    {4, 1, 1},
 		"6.12.43+deb13-amd64": {6, 12, 43},
 		"6.1.0-39-amd64":      {6, 1, 0},
