@@ -24,7 +24,7 @@ build: deps
 deps:
 	@scripts/deps.sh
 
-## demo       a one-host lab with the same image as a container and as a virtual machine
+## demo       three hosts; a web service in a container and one in a virtual machine, moved under load
 demo: build
 	@scripts/demo.sh
 

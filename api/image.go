@@ -15,6 +15,7 @@ type Image struct {
 	CloudInit   bool         `json:"cloud_init" doc:"whether cloud-init is inside, so that user-data works"`
 	SizeBytes   Bytes        `json:"size_bytes" doc:"of the root's files"`
 	DiskBytes   Bytes        `json:"disk_bytes,omitempty" doc:"virtual size of the bootable disk: the least disk of a vm"`
+	Hosts       []string     `json:"hosts" doc:"the hosts that have it in their pools; others fetch it from them when they need it"`
 	CreatedAt   time.Time    `json:"created_at"`
 	Provenance  Provenance   `json:"provenance"`
 	Config      *ImageConfig `json:"config,omitempty" doc:"of an application image: how to run it"`

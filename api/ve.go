@@ -62,6 +62,7 @@ type VE struct {
 	State       State             `json:"state" enum:"stopped,starting,running,paused,stopping,failed"`
 	Reason      string            `json:"reason,omitempty" doc:"why it failed or was restarted last"`
 	Host        string            `json:"host"`
+	MovingTo    string            `json:"moving_to,omitempty" doc:"host that a move under way takes it to"`
 	Image       string            `json:"image" doc:"as named at launch"`
 	ImageDigest string            `json:"image_digest"`
 	Addresses   []Address         `json:"addresses"`
@@ -71,6 +72,7 @@ type VE struct {
 	Labels      map[string]string `json:"labels"`
 	CreatedAt   time.Time         `json:"created_at"`
 	StartedAt   *time.Time        `json:"started_at,omitempty"`
+	ExpiresAt   *time.Time        `json:"expires_at,omitempty" doc:"when it is deleted by itself"`
 	PID         int               `json:"pid" doc:"first process of the VE in its host's pid namespace; 0 when not running"`
 	Restart     RestartPolicy     `json:"restart" enum:"never,on-failure,always"`
 	Restarts    int               `json:"restarts" doc:"how often the restart policy started it since the last start by hand"`
@@ -78,7 +80,9 @@ type VE struct {
 	Firmware    Firmware          `json:"firmware,omitempty" doc:"of a vm"`
 	Accelerator string            `json:"accelerator,omitempty" doc:"of a vm: kvm or tcg"`
 	Pool        string            `json:"pool"`
-	Capability  []Capability      `json:"capabilities,omitempty" doc:"what this VE's model can do here, and what not and why"`
+	// FromTemplate is set in the result of a launch only.
+	FromTemplate bool         `json:"from_template,omitempty" doc:"of the result of a launch: it did not boot, but is a fork of its image's template"`
+	Capability   []Capability `json:"capabilities,omitempty" doc:"what this VE's model can do here, and what not and why"`
 }
 
 // Firmware is what starts a VM.
@@ -103,6 +107,7 @@ type LaunchRequest struct {
 	UserData    string            `json:"user_data,omitempty" doc:"cloud-init user-data, the text itself"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Ephemeral   bool              `json:"ephemeral,omitempty" doc:"deleted when it stops"`
+	TTLSeconds  int64             `json:"ttl_seconds,omitempty" doc:"delete it by itself after that time, whether or not it runs"`
 	Restart     RestartPolicy     `json:"restart,omitempty" doc:"default on-failure"`
 	Firmware    Firmware          `json:"firmware,omitempty" doc:"of a vm: bios (default) or uefi"`
 	NoStart     bool              `json:"no_start,omitempty" doc:"make it, leave it stopped"`

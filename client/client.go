@@ -67,6 +67,12 @@ func New(address string) (*Client, error) {
 	return c, nil
 }
 
+// Over makes a client whose requests go over a transport that finds the server by itself; name is for errors. Close lets idle
+// connections of that transport go.
+func Over(name string, transport http.RoundTripper) *Client {
+	return &Client{url: name, base: "http://polder", http: &http.Client{Transport: transport}}
+}
+
 // URL is the address the client was made for.
 func (c *Client) URL() string { return c.url }
 
@@ -122,13 +128,13 @@ func (c *Client) do(req *http.Request) (*http.Response, error) {
 	}
 	if res.StatusCode/100 != 2 {
 		defer res.Body.Close()
-		return nil, problem(res)
+		return nil, Problem(res)
 	}
 	return res, nil
 }
 
-// problem reads the error out of an answer.
-func problem(res *http.Response) error {
+// Problem reads the error out of an answer that is no success.
+func Problem(res *http.Response) error {
 	data, _ := io.ReadAll(io.LimitReader(res.Body, 1<<20))
 	var p api.Problem
 	if json.Unmarshal(data, &p) == nil && p.Kind != "" {

@@ -29,6 +29,18 @@ func (c *Client) BuildImage(ctx context.Context, req api.ImageBuildRequest) (op 
 	return op, err
 }
 
+// WarmImage starts to make, or to remove, a template of an image.
+func (c *Client) WarmImage(ctx context.Context, ref string, req api.WarmRequest) (op api.Operation, err error) {
+	err = c.call(ctx, http.MethodPost, imagePath(ref)+"/warm", req, &op)
+	return op, err
+}
+
+// Templates lists the templates of all images.
+func (c *Client) Templates(ctx context.Context) (list []api.Template, err error) {
+	err = c.call(ctx, http.MethodGet, "/v1/templates", nil, &list)
+	return list, err
+}
+
 // ImportImage sends a file and starts to make an image of it. It returns when the file has been sent.
 func (c *Client) ImportImage(ctx context.Context, req api.ImageImportRequest, body io.Reader) (op api.Operation, err error) {
 	q := url.Values{"alias": {req.Alias}}

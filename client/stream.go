@@ -44,7 +44,7 @@ func (c *Client) session(ctx context.Context, path string, req api.ExecRequest, 
 	conn, res, err := websocket.Dial(ctx, c.base+path, &websocket.DialOptions{HTTPClient: c.http}) //nolint:bodyclose // by its documentation there is nothing to close
 	if err != nil {
 		if res != nil && res.StatusCode != http.StatusSwitchingProtocols && res.StatusCode >= 400 {
-			return 0, problem(res)
+			return 0, Problem(res)
 		}
 		return 0, c.failed(ctx, err)
 	}

@@ -52,6 +52,11 @@ func (c *Client) Resume(ctx context.Context, name string) (api.Operation, error)
 	return c.act(ctx, name, "resume", nil)
 }
 
+// Clone starts to make VEs that begin as this one is.
+func (c *Client) Clone(ctx context.Context, name string, req api.CloneRequest) (api.Operation, error) {
+	return c.act(ctx, name, "clone", req)
+}
+
 // Delete removes a VE and its volume, whether or not it runs.
 func (c *Client) Delete(ctx context.Context, name string) (op api.Operation, err error) {
 	err = c.call(ctx, http.MethodDelete, vePath(name), nil, &op)

@@ -66,7 +66,7 @@ in_host() {
 }
 
 scenario() {
-	go test -json -tags scenario -count=1 -timeout 15m ./test || true
+	go test -json -tags scenario -count=1 -timeout 30m ./test || true
 }
 
 # A test that was skipped, or did not get to its end, failed. So did a package that fails without a failing test (it does not

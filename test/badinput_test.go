@@ -118,7 +118,7 @@ func TestBadImages(t *testing.T) {
 	}
 	qcow := filepath.Join(dir, "escape.qcow2")
 	must(t, "lab", "exec", "h1", "--", "sh", "-c", "qemu-img create -q -f qcow2 -b /etc/passwd -F raw /shared/escape.qcow2")
-	data, err := os.ReadFile(filepath.Join(labDir, "shared", "escape.qcow2"))
+	data, err := os.ReadFile(filepath.Join(*labDir, "shared", "escape.qcow2"))
 	if err != nil {
 		t.Fatal(err)
 	}

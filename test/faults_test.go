@@ -173,7 +173,7 @@ func TestImageBuildCutOff(t *testing.T) {
 	b := begin(t, "image", "build", "debian/13", "--alias", "cut/off")
 	op := underWay(t, "image.build", "packages")
 	building(t)
-	killDaemon(t)
+	killDaemon(t, "h1")
 	eventually(t, 10*time.Second, func() string { return polder(t.Context(), "list").err })
 	building(t)
 	if again := show[api.Operation](t, "op", "info", op.ID); again.State != api.OperationRunning || again.Step != "packages" {
@@ -183,9 +183,12 @@ func TestImageBuildCutOff(t *testing.T) {
 	complains(t, b.end(), 5, "cancelled", "image", "build")
 	refused(t, 3, "cut/off", "image", "info", "cut/off")
 	unchanged(t, before)
-	if r := polder(t.Context(), "lab", "exec", "h1", "--", "pgrep", "-f", "mmdebstrap|/staging/"); r.code == 0 {
-		t.Errorf("the build's processes live on: %s", r.out)
-	}
+	eventually(t, 5*time.Second, func() string { // who was killed takes a moment to be gone
+		if r := polder(t.Context(), "lab", "exec", "h1", "--", "pgrep", "-f", "mmdebstrap|/staging/"); r.code == 0 {
+			return "the build's processes live on: " + r.out
+		}
+		return ""
+	})
 }
 
 // building waits until packages are being unpacked.
@@ -202,7 +205,7 @@ func TestDaemonKilledInLaunch(t *testing.T) {
 	t.Cleanup(func() { polder(context.Background(), "delete", "goeson") })
 	b := begin(t, "launch", "debian/13", "goeson")
 	op := underWay(t, "launch", "start")
-	killDaemon(t)
+	killDaemon(t, "h1")
 	release()
 	if r := b.end(); r.code != 0 {
 		t.Errorf("launch: exit %d, %s", r.code, r.err)

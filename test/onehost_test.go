@@ -91,7 +91,7 @@ func TestDaemonKilled(t *testing.T) {
 	launch(t, "debian/13", "k2", "--model", "vm")
 	must(t, "exec", "k1", "--", "sh", "-c", "nohup sh -c 'while :; do date +%s%N >/run/tick; sleep 0.1; done' >/dev/null 2>&1 &")
 	before := show[[]api.VE](t, "list")
-	killDaemon(t)
+	killDaemon(t, "h1")
 	var after []api.VE
 	eventually(t, 10*time.Second, func() string {
 		r := polder(t.Context(), "list")
@@ -115,13 +115,13 @@ func TestDaemonKilled(t *testing.T) {
 	})
 }
 
-// killDaemon kills the daemon of h1 with SIGKILL and waits until that process is gone.
-func killDaemon(t *testing.T) {
+// killDaemon kills the daemon of a host with SIGKILL and waits until that process is gone.
+func killDaemon(t *testing.T, host string) {
 	t.Helper()
-	pid := strings.Fields(must(t, "lab", "exec", "h1", "--", "pgrep", "-x", "-f", ".*polder serve.*"))[0]
-	must(t, "lab", "exec", "h1", "--", "kill", "-9", pid)
+	pid := strings.Fields(must(t, "lab", "exec", host, "--", "pgrep", "-x", "-f", ".*polder serve.*"))[0]
+	must(t, "lab", "exec", host, "--", "kill", "-9", pid)
 	eventually(t, 5*time.Second, func() string {
-		if r := polder(t.Context(), "lab", "exec", "h1", "--", "kill", "-0", pid); r.code == 0 {
+		if r := polder(t.Context(), "lab", "exec", host, "--", "kill", "-0", pid); r.code == 0 {
 			return "the daemon lives"
 		}
 		return ""

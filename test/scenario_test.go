@@ -4,8 +4,9 @@
 //
 //	make build && go test -tags scenario -count=1 ./test
 //
-// The tests share one lab of one host and one debian/13 image; each makes and deletes its own VEs. The lab is a different one from the
-// user's (POLDER_LAB), so a lab that is up is not disturbed.
+// The tests share one lab, a cluster of three hosts, and one debian/13 image; each makes and deletes its own VEs, on h1 unless it says
+// otherwise, and leaves three hosts that are ready. The lab is a different one from the user's (POLDER_LAB), so a lab that is up is not
+// disturbed.
 package test
 
 import (
@@ -26,8 +27,8 @@ import (
 	"polder/api"
 )
 
-// Where this run's lab and contexts live; set by TestMain before any test.
-const labDir = "/var/lib/polder-test"
+// Where this run's lab lives; two runs at once take two. Not POLDER_LAB, which may be the user's own.
+var labDir = flag.String("lab", "/var/lib/polder-test", "directory of the lab, which is made anew and removed")
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -41,10 +42,10 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(config)
-	os.Setenv("POLDER_LAB", labDir)
+	os.Setenv("POLDER_LAB", *labDir)
 	os.Setenv("XDG_CONFIG_HOME", config)
 	os.Unsetenv("POLDER_HOST")
-	for _, args := range [][]string{{"lab", "down"}, {"lab", "up", "--hosts", "1"}, {"image", "build", "debian/13"}} {
+	for _, args := range [][]string{{"lab", "down"}, {"lab", "up", "--hosts", "3"}, {"image", "build", "debian/13"}} {
 		began := time.Now()
 		if r := polder(context.Background(), args...); r.code != 0 {
 			fmt.Fprintf(os.Stderr, "polder %s: exit %d\n%s%s", strings.Join(args, " "), r.code, r.out, r.err)
@@ -100,9 +101,17 @@ type result struct {
 	code     int
 }
 
-// polder runs the command line without a terminal.
+// polder runs the command line without a terminal. It talks to h1.
 func polder(ctx context.Context, args ...string) result {
+	return through(ctx, "", args...)
+}
+
+// through runs the command line without a terminal. It talks to a host of the lab; "" is the current context's, h1.
+func through(ctx context.Context, host string, args ...string) result {
 	cmd := exec.CommandContext(ctx, binary(), args...)
+	if host != "" {
+		cmd.Env = append(os.Environ(), "POLDER_HOST="+socketOf(host))
+	}
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
@@ -111,6 +120,11 @@ func polder(ctx context.Context, args ...string) result {
 		return result{err: err.Error(), code: -1}
 	}
 	return result{out.String(), errs.String(), cmd.ProcessState.ExitCode()}
+}
+
+// socketOf is where the daemon of a lab host is asked.
+func socketOf(host string) string {
+	return "unix://" + filepath.Join(*labDir, host, "run", "polder.sock")
 }
 
 func binary() string {

@@ -11,13 +11,15 @@ var layers = []struct {
 	reason   string
 	packages []string
 }{
-	{"scenarios and measurements use Polder as its users do", []string{"test", "bench"}},
+	{"scenarios and measurements use Polder as its users do", []string{"test", "bench", "bench/services"}},
 	{"main only calls the command line", []string{"cmd/polder"}},
 	{"the command line shows what the API says; what it decided itself, no other client could do", []string{"internal/cli"}},
 	{"the daemon puts the parts together at one place, and the lab runs the finished program", []string{"internal/daemon", "internal/lab"}},
 	{"the server decodes, calls and encodes; it reaches the host through its own Backend interface", []string{"internal/server"}},
 	{"the host is the one that knows models, storage, network and store together", []string{"internal/host"}},
+	{"how two hosts exchange a VE is no business of a record or of an operation", []string{"internal/migrate"}},
 	{"images are made before and without any VE", []string{"internal/image"}},
+	{"who belongs to the cluster does not depend on what its hosts run", []string{"internal/cluster"}},
 	{"models, pool drivers and networks are exchangeable because none knows another", []string{
 		"internal/model/container", "internal/model/vm", "internal/storage/btrfs", "internal/storage/dir", "internal/network", "internal/hardware",
 	}},
@@ -27,7 +29,7 @@ var layers = []struct {
 	{"the contracts, which know no implementation", []string{"internal/model", "internal/storage"}},
 	{"operations are a mechanism: which ones there are is their users' business", []string{"internal/operation"}},
 	{"the store keeps records and does not know what is in them", []string{"internal/store"}},
-	{"clients of tools speak a protocol and have no policy", []string{"internal/qmp", "internal/crun"}},
+	{"clients of tools speak a protocol and have no policy", []string{"internal/qmp", "internal/crun", "internal/criu"}},
 	{"whoever runs a tool reports its failure alike", []string{"internal/command"}},
 	{"other people's programs import the client: it brings nothing of the daemon along", []string{"client"}},
 	{"the wire types are for everybody", []string{"api"}},
@@ -41,6 +43,9 @@ var never = []struct{ from, to, reason string }{
 	{"internal/storage", "internal/operation", "a pool's methods are idempotent; steps and undo are their caller's"},
 	{"internal/storage", "internal/model", "storage knows nothing of VEs"},
 	{"internal/network", "internal/operation", "a network's methods are idempotent; steps and undo are their caller's"},
+	{"internal/cluster", "internal/model", "a cluster is told about its hosts; it does not look into them"},
+	{"internal/cluster", "internal/storage", "a cluster is told about its hosts; it does not look into them"},
+	{"internal/cluster", "internal/network", "a cluster is told about its hosts; it does not look into them"},
 	{"internal/hardware", "internal/store", "doctor works where there is no store"},
 	{"internal/hardware", "internal/model", "doctor works before anything else does"},
 	{"internal/store", "internal/command", "the store is in this process"},
@@ -144,6 +149,7 @@ var starters = map[string]string{
 	"internal/command":  "it is the one for all others",
 	"internal/model/vm": "QEMU outlives the call",
 	"internal/crun":     "a container outlives the call, and a command in it has streams",
+	"internal/criu":     "a dump that is cut off in the middle harms what it dumps",
 	"internal/hardware": "a process is made in a user namespace",
 	"internal/lab":      "a host's daemon outlives the call",
 	"bench":             "a QEMU started by hand inherits descriptors",

@@ -84,6 +84,18 @@ func (a *app) veNames(states ...api.State) words {
 	}
 }
 
+// snapshotNames lists the snapshots of a VE.
+func (a *app) snapshotNames(ve string) words {
+	return func(ctx context.Context, c *client.Client) ([]string, error) {
+		list, err := c.Snapshots(ctx, ve)
+		var names []string
+		for _, s := range list {
+			names = append(names, s.Name)
+		}
+		return names, err
+	}
+}
+
 func (a *app) imageAliases(ctx context.Context, c *client.Client) ([]string, error) {
 	images, err := c.Images(ctx)
 	var names []string

@@ -57,7 +57,7 @@ func (a *app) printEvent(e api.Event) error {
 		out.WriteString("---\n")
 		out.Write(data)
 	case asTable:
-		fmt.Fprintf(&out, "%s  %-16s %-20s %s\n", e.Time.Local().Format("15:04:05.000"), printable(e.Kind), printable(e.Subject), printable(e.Text))
+		fmt.Fprintf(&out, "%s  %-19s %-20s %s\n", e.Time.Local().Format("15:04:05.000"), printable(e.Kind), printable(e.Subject), printable(e.Text))
 	}
 	if _, err := a.stdout.Write(out.Bytes()); err != nil {
 		return api.Errorf(api.Internal, "write output: %w", err)

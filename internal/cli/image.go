@@ -24,6 +24,7 @@ func newImageCommand(a *app) *cobra.Command {
 		newImageListCommand(a),
 		newImageInfoCommand(a),
 		newImageDeleteCommand(a),
+		newImageWarmCommand(a),
 	)
 	return c
 }

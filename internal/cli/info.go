@@ -18,7 +18,7 @@ import (
 func newInfoCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "info NAME",
-		Short:             "Show all about a VE: addresses, limits, what it can do here and what not",
+		Short:             "Show all about a VE: addresses, limits, what it can do and what not",
 		Args:              args(1, 1),
 		ValidArgsFunction: a.completeFirst(a.veNames()),
 		RunE: func(cmd *cobra.Command, names []string) error {
@@ -44,7 +44,7 @@ func writeVE(w io.Writer, ve api.VE) {
 	f.add("Model", veModel(ve))
 	f.add("State", veState(ve))
 	f.add("Reason", ve.Reason)
-	f.add("Host", ve.Host)
+	f.add("Host", veHost(ve))
 	f.add("Image", ve.Image)
 	f.add("Digest", ve.ImageDigest)
 	f.add("ID", ve.ID)
@@ -53,6 +53,9 @@ func writeVE(w io.Writer, ve api.VE) {
 	f.add("Disk", fmt.Sprintf("%s in pool %s", ve.DiskBytes, ve.Pool))
 	f.add("Restart", veRestart(ve))
 	f.add("Created", moment(ve.CreatedAt))
+	if ve.ExpiresAt != nil {
+		f.add("Deleted", moment(*ve.ExpiresAt)+", by itself")
+	}
 	f.add("Labels", labelText(ve.Labels))
 	f.write(w)
 	if len(ve.Addresses) > 0 {

@@ -32,14 +32,11 @@ reach nothing outside, save for package mirrors. "polder lab down" removes all o
 		newLabHostCommand(a, "start", "Start a host that was killed, with the disk that it had", func(ctx context.Context, l *lab.Lab, host string) error {
 			return l.Start(ctx, host, a.report)
 		}),
-		newLabHostCommand(a, "cut", "Cut the cable between a host and the switch", func(_ context.Context, l *lab.Lab, host string) error {
-			return l.Cut(host)
-		}),
-		newLabHostCommand(a, "heal", "Mend the cable of a host", func(_ context.Context, l *lab.Lab, host string) error {
-			return l.Heal(host)
-		}),
+		newLabCutCommand(a), newLabHealCommand(a), newLabShapeCommand(a),
 		newLabInnerCommand("enter", lab.Enter),
 		newLabInnerCommand("init", lab.Init),
+		newLabInnerCommand("forward", lab.Forward),
+		newLabBecomeCommand(),
 	)
 	return c
 }
@@ -67,18 +64,16 @@ func labContext(l *lab.Lab) string {
 
 func newLabUpCommand(a *app) *cobra.Command {
 	var o lab.UpOptions
-	backend, size := "namespace", lab.DefaultPoolSize.String()
+	backend, size := "", lab.DefaultPoolSize.String()
 	c := &cobra.Command{
 		Use:   "up",
 		Short: "Make the lab, or what is missing of it",
 		Args:  args(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			switch backend {
-			case "namespace":
-			case "vm":
-				return api.Errorf(api.Unsupported, `lab backend "vm": hosts that are virtual machines are not there yet; use --backend namespace`)
-			default:
-				return api.Errorf(api.Invalid, "lab backend %q: want namespace or vm", backend)
+			if backend != "" {
+				if o.Backend, err = lab.ParseBackend(backend); err != nil {
+					return err
+				}
 			}
 			if o.PoolSize, err = api.ParseBytes(size); err != nil {
 				return err
@@ -91,7 +86,9 @@ func newLabUpCommand(a *app) *cobra.Command {
 	}
 	f := c.Flags()
 	f.IntVar(&o.Hosts, "hosts", 1, "how many hosts; more are added to a lab that is up")
-	f.StringVar(&backend, "backend", backend, "what hosts are: namespace, or vm")
+	f.StringVar(&backend, "backend", backend, "what hosts are: namespace, on this machine's kernel (the default), or vm, on Debian's")
+	f.BoolVar(&o.Alone, "alone", false, "each host is a cluster of its own, instead of one together")
+	f.IntVar(&o.Sites, "sites", 0, "spread the hosts over so many sites: site1, site2, …")
 	f.StringVar(&size, "pool-size", size, "size of the storage pool of new hosts; a sparse file")
 	f.BoolVar(&o.NoDaemon, "no-daemon", false, "hosts without a daemon, for tests of its parts")
 	must(f.MarkHidden("no-daemon"))
@@ -118,7 +115,7 @@ func (a *app) labUp(ctx context.Context, o lab.UpOptions) error {
 		return err
 	}
 	a.report("lab: %s up after %.1f s; commands now talk to %s (context %s)", plural(len(hosts), "host"), time.Since(start).Seconds(), hosts[0].Name, name)
-	if len(hosts) > 1 {
+	if len(hosts) > 1 && o.Alone {
 		a.report("lab: each host is a cluster of its own; for another than h1: POLDER_HOST=%s polder …", hosts[1].URL())
 	}
 	return nil
@@ -176,13 +173,13 @@ func newLabListCommand(a *app) *cobra.Command {
 				return err
 			}
 			return a.show(hosts, func(w io.Writer) {
-				t := newTable("NAME", "STATE", "PID", "ADDRESS", "SOCKET")
+				t := newTable("NAME", "STATE", "PID", "ADDRESS", "LINK", "SOCKET")
 				for _, h := range hosts {
 					pid := ""
 					if h.PID != 0 {
 						pid = fmt.Sprint(h.PID)
 					}
-					t.row(h.Name, string(h.State), pid, h.Address, h.Socket)
+					t.row(h.Name, string(h.State), pid, h.Address, labLink(h), h.Socket)
 				}
 				t.write(w)
 			})
@@ -241,6 +238,16 @@ func newLabInnerCommand(name string, run func() error) *cobra.Command {
 		Hidden: true,
 		Args:   cobra.ArbitraryArgs,
 		RunE:   func(*cobra.Command, []string) error { return run() },
+	}
+}
+
+// newLabBecomeCommand is PID 1 of a host that is a virtual machine.
+func newLabBecomeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "become HOST",
+		Hidden: true,
+		Args:   args(1, 1),
+		RunE:   func(_ *cobra.Command, args []string) error { return lab.Become(args[0]) },
 	}
 }
 

@@ -2,11 +2,13 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +26,7 @@ func newLaunchCommand(a *app) *cobra.Command {
 		cloudInit, model  string
 		restart, firmware string
 		memory, disk      sizeFlag
+		ttl               lifeFlag
 		labels            []string
 	)
 	cmd := &cobra.Command{
@@ -35,7 +38,7 @@ func newLaunchCommand(a *app) *cobra.Command {
 		ValidArgsFunction: a.completeFirst(a.imageAliases),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Image, req.Name = args[0], args[1]
-			req.MemoryBytes, req.DiskBytes = api.Bytes(memory), api.Bytes(disk)
+			req.MemoryBytes, req.DiskBytes, req.TTLSeconds = api.Bytes(memory), api.Bytes(disk), int64(ttl)
 			req.Restart, req.Firmware = api.RestartPolicy(restart), api.Firmware(firmware)
 			if cmd.Flags().Changed("cpus") && req.CPUs < 1 {
 				return api.Errorf(api.Invalid, "launch %s: --cpus %d: want at least 1", req.Name, req.CPUs)
@@ -55,6 +58,7 @@ func newLaunchCommand(a *app) *cobra.Command {
 	f.StringVar(&req.Pool, "pool", "", "the `POOL` for its disk")
 	f.StringVar(&cloudInit, "cloud-init", "", "`FILE` with cloud-init user-data")
 	f.BoolVar(&req.Ephemeral, "ephemeral", false, "delete it when it stops")
+	f.Var(&ttl, "ttl", "delete it by itself after this time, such as 2h")
 	f.StringArrayVar(&labels, "label", nil, "label `K=V` (may be repeated)")
 	f.StringVar(&restart, "restart", "", "`POLICY` when it ends by itself: never, on-failure or always (default on-failure)")
 	f.StringVar(&firmware, "firmware", "", "`FIRMWARE` of a vm: bios or uefi (default bios)")
@@ -120,10 +124,17 @@ func (a *app) launch(ctx context.Context, req api.LaunchRequest, wait bool) erro
 	if err != nil {
 		return err
 	}
+	var made api.VE
+	if json.Unmarshal(end.op.Result, &made) == nil {
+		ve.FromTemplate = made.FromTemplate
+	}
 	return a.show(ve, func(out io.Writer) {
 		fmt.Fprintf(out, "%s is %s: %s", ve.Name, ve.State, ve.Model)
 		if ip := plainAddress(ve); ip != "" {
 			fmt.Fprintf(out, ", %s", ip)
+		}
+		if ve.FromTemplate {
+			fmt.Fprint(out, ", a fork of its image's template")
 		}
 		fmt.Fprintln(out)
 	})
@@ -227,3 +238,27 @@ func (s *sizeFlag) Set(text string) error {
 
 // Type names the flag's value in the help text.
 func (s *sizeFlag) Type() string { return "SIZE" }
+
+// lifeFlag is a flag with a time to live, in seconds.
+type lifeFlag int64
+
+// String prints the flag's value; the zero value is for ever.
+func (l *lifeFlag) String() string {
+	if *l == 0 {
+		return ""
+	}
+	return (time.Duration(*l) * time.Second).String()
+}
+
+// Set reads the flag.
+func (l *lifeFlag) Set(text string) error {
+	d, err := time.ParseDuration(text)
+	if err == nil && (d < time.Second || d%time.Second != 0) {
+		err = errors.New("want whole seconds, such as 90s, 2h")
+	}
+	*l = lifeFlag(d / time.Second)
+	return err
+}
+
+// Type names the flag's value in the help text.
+func (l *lifeFlag) Type() string { return "TIME" }

@@ -47,10 +47,18 @@ func newListCommand(a *app) *cobra.Command {
 func veTable(ves []api.VE) *table {
 	t := newTable("NAME", "MODEL", "STATE", "HOST", "IMAGE", "ADDRESS", "CPUS", "MEMORY", "DISK")
 	for _, ve := range ves {
-		t.row(ve.Name, string(ve.Model), string(ve.State), ve.Host, ve.Image, plainAddress(ve),
+		t.row(ve.Name, string(ve.Model), string(ve.State), veHost(ve), ve.Image, plainAddress(ve),
 			strconv.Itoa(ve.CPUs), ve.MemoryBytes.String(), ve.DiskBytes.String())
 	}
 	return t
+}
+
+// veHost is where a VE is, and where a move under way takes it.
+func veHost(ve api.VE) string {
+	if ve.MovingTo == "" {
+		return ve.Host
+	}
+	return ve.Host + " → " + ve.MovingTo
 }
 
 // plainAddress is the VE's first IPv4 address, else its first, without the prefix length.

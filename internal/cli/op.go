@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"time"
@@ -55,6 +56,7 @@ func writeOperation(w io.Writer, op api.Operation) {
 	}
 	f.add("Created", moment(op.CreatedAt))
 	f.add("Updated", moment(op.UpdatedAt))
+	addMove(f, op)
 	f.write(w)
 	if len(op.Steps) == 0 {
 		return
@@ -76,6 +78,18 @@ func writeOperation(w io.Writer, op api.Operation) {
 		t.row("  "+step.Name, state, stepTook(step))
 	}
 	t.write(w)
+}
+
+// addMove tells what came of a move.
+func addMove(f *fields, op api.Operation) {
+	var m api.MoveResult
+	if op.Kind != "move" || json.Unmarshal(op.Result, &m) != nil || m.Mode == "" {
+		return
+	}
+	f.add("Moved", fmt.Sprintf("%s, from %s to %s", m.Mode, m.From, m.To))
+	f.add("Outage", outageText(m))
+	f.add("Sent", m.TransferredBytes.String())
+	f.add("Reason", m.Reason)
 }
 
 func newOpWatchCommand(a *app) *cobra.Command {

@@ -51,6 +51,9 @@ func newRootCommand(a *app) *cobra.Command {
 		newPauseCommand(a),
 		newResumeCommand(a),
 		newDeleteCommand(a),
+		newMoveCommand(a),
+		newCloneCommand(a),
+		newSnapshotCommand(a),
 		newExecCommand(a),
 		newConsoleCommand(a),
 		newLogsCommand(a),
@@ -72,7 +75,7 @@ func newRootCommand(a *app) *cobra.Command {
 		newContextCommand(a),
 		newVersionCommand(a),
 	)
-	root.AddCommand(newManCommand(a))
+	root.AddCommand(newManCommand(a), newProbeCommand())
 	root.InitDefaultCompletionCmd()
 	if completion, _, err := root.Find([]string{"completion"}); err == nil {
 		asGroup(completion)

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,6 +39,7 @@ func TestScript(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"add":     addVE,
+			"host":    addHost,
 			"reached": reachedStep,
 			"release": func(ts *testscript.TestScript, _ bool, _ []string) { fixtureOf(ts).backend.Release() },
 			"bounce":  func(ts *testscript.TestScript, _ bool, _ []string) { fixtureOf(ts).bounce() },
@@ -72,7 +74,7 @@ func (f *fixture) start() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func(l net.Listener) { served <- server.New(f.backend, server.Options{}).Serve(ctx, l) }(l)
+	go func(l net.Listener) { served <- server.New(f.backend, server.Options{Host: "h1"}).Serve(ctx, l) }(l)
 	f.stop = func() {
 		cancel()
 		if err := <-served; err != nil {
@@ -88,13 +90,25 @@ func (f *fixture) bounce() {
 
 func fixtureOf(ts *testscript.TestScript) *fixture { return ts.Value("fixture").(*fixture) }
 
-// addVE puts a VE there: add NAME MODEL STATE.
+// addVE puts a VE there: add NAME MODEL STATE [LABEL=VALUE…].
 func addVE(ts *testscript.TestScript, _ bool, args []string) {
+	labels := map[string]string{"role": args[0]}
+	for _, pair := range args[3:] {
+		key, value, _ := strings.Cut(pair, "=")
+		labels[key] = value
+	}
 	fixtureOf(ts).backend.Add(api.VE{
 		Name: args[0], Model: api.Model(args[1]), State: api.State(args[2]), Host: "h1", Image: "debian/13", CPUs: 2,
-		MemoryBytes: 1536 * api.MiB, DiskBytes: 10 * api.GiB, Pool: "default", Restart: api.RestartNever, Labels: map[string]string{"role": args[0]},
+		MemoryBytes: 1536 * api.MiB, DiskBytes: 10 * api.GiB, Pool: "default", Restart: api.RestartNever, Labels: labels,
 		Addresses: []api.Address{{Network: "default", MAC: "52:54:00:00:00:02", Address: "10.87.0.6/24"}},
 	})
+}
+
+// addHost puts a host there: host NAME FREE-MEMORY.
+func addHost(ts *testscript.TestScript, _ bool, args []string) {
+	free, err := api.ParseBytes(args[1])
+	ts.Check(err)
+	fixtureOf(ts).backend.AddHost(api.Host{Name: args[0], State: api.HostReady, Role: api.RoleMember, FreeMemoryBytes: free})
 }
 
 // reachedStep waits until an operation is in a step: reached ID STEP.

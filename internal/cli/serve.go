@@ -29,7 +29,9 @@ func newServeCommand(a *app) *cobra.Command {
 		Long: `Run this machine as a host: the daemon.
 
 VEs are not its children: it can be stopped, upgraded or killed at any time, and VEs run on. At the next start it adopts
-them, and resumes or undoes what was under way.`,
+them, and resumes or undoes what was under way.
+
+A host is alone until another one joins it: "polder host token" there, "polder serve --join TOKEN" on the other.`,
 		Args: args(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			path, ok := strings.CutPrefix(listen, "unix://")
@@ -49,6 +51,7 @@ them, and resumes or undoes what was under way.`,
 			}
 			o.Listen = path
 			o.Log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
+			slog.SetDefault(o.Log) // models and the tools below them have none of their own
 			return daemon.Run(cmd.Context(), o)
 		},
 	}
@@ -59,6 +62,10 @@ them, and resumes or undoes what was under way.`,
 	f.StringVar(&o.EtcdTLS.CA, "etcd-ca", "", "PEM `FILE` with who signs the external etcd's certificates; default: whom this machine trusts")
 	f.StringVar(&o.EtcdTLS.Cert, "etcd-cert", "", "PEM `FILE` with this host's certificate for the external etcd")
 	f.StringVar(&o.EtcdTLS.Key, "etcd-key", "", "PEM `FILE` with the key of that certificate")
+	f.StringVar(&o.Join, "join", "", "`TOKEN` of \"polder host token\": become a host of that cluster; without effect once this host is")
+	f.StringVar(&o.Address, "address", "", "`IP[:PORT]` where other hosts of the cluster reach this one, with the two ports after it; default: the one on the default route, 7440")
+	f.StringVar(&o.Site, "site", "", "`NAME` of the data centre that this host is in")
+	f.BoolVar(&o.Witness, "witness", false, "keep a copy of the cluster's store and vote, but run no VEs")
 	f.StringVar(&o.Name, "name", "", "`NAME` of this host; default: the machine's")
 	f.BoolVar(&debug, "debug", false, "log more")
 	return c

@@ -1,6 +1,9 @@
-// Package daemon assembles "polder serve": it opens the store, chooses the pool's driver, builds the map of models, and
-// serves the API of the host that results. It is the one place where the parts are put together; it holds no logic of its
-// own beyond that.
+// Package daemon assembles "polder serve": it joins a cluster or finds its place in it, opens the store, chooses the pool's
+// driver, builds the map of models, and serves the API of the host that results. It is the one place where the parts are put
+// together; it holds no logic of its own beyond that.
+//
+// When this host's part in the store changes (it is opened for others, or stops being a member), all parts are closed
+// and put together anew, in this process: the API's socket stays, and VEs run on.
 package daemon
 
 import (
@@ -14,17 +17,10 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"polder/api"
+	"polder/internal/cluster"
 	"polder/internal/hardware"
-	"polder/internal/host"
-	"polder/internal/model"
-	"polder/internal/model/container"
-	"polder/internal/model/vm"
 	"polder/internal/network"
-	"polder/internal/operation"
 	"polder/internal/server"
-	"polder/internal/storage"
-	"polder/internal/storage/btrfs"
-	"polder/internal/storage/dir"
 	"polder/internal/store"
 )
 
@@ -36,15 +32,25 @@ type Options struct {
 	Listen  string   // path of the API's unix socket
 	Etcd    []string // endpoints of an external etcd; empty: the embedded member
 	EtcdTLS store.TLS
+	// Join, Address, Site and Witness are as in cluster.Options.
+	Join    string
+	Address string
+	Site    string
+	Witness bool
 	Version string
 	Log     *slog.Logger
+
+	because func(error) // hears what requests wait for; may be nil
 }
 
 // longestData keeps the sockets in VEs' directories below the kernel's limit of 107 bytes.
 const longestData = 40
 
 // Run serves until ctx is done, then closes the API and the store in order. VEs run on.
-func Run(ctx context.Context, o Options) error {
+func Run(ctx context.Context, o Options) error { return run(ctx, o, assemble) }
+
+// run is Run with parts that put makes.
+func run(ctx context.Context, o Options, put func(context.Context, Options) (*parts, error)) error {
 	if err := o.check(); err != nil {
 		return err
 	}
@@ -53,52 +59,79 @@ func Run(ctx context.Context, o Options) error {
 			return fmt.Errorf("serve: %w", err)
 		}
 	}
+	hardware.RaiseInotify(o.Log)
 	// Bound first: what asks while the host comes up waits instead of being refused, and a second daemon is told at once.
 	listener, err := server.Listen(o.Listen, o.Log)
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
-	st, err := store.Open(ctx, store.Options{Dir: filepath.Join(o.Data, "store"), Endpoints: o.Etcd, TLS: o.EtcdTLS, Log: o.Log})
-	if err != nil {
-		return err
+	front := newFront(listener)
+	o.because = front.because
+	for {
+		p, err := put(ctx, o)
+		if err == nil {
+			err = p.serve(ctx, o, front)
+		}
+		if !errors.Is(err, errReopen) {
+			return err
+		}
+		o.Log.Info("this host's part in the store has changed: it is put together anew")
 	}
-	defer closing(o.Log, "store", st.Close)
-	pool, err := openPool(ctx, filepath.Join(o.Data, "pools", "default"))
+}
+
+// errReopen says that the parts are to be put together anew.
+var errReopen = errors.New("the store is to be opened anew")
+
+// serve brings the host up and serves until ctx is done, a part fails, or the parts are to be put together anew.
+func (p *parts) serve(ctx context.Context, o Options, front *front) error {
+	defer p.close(ctx)
+	p.cluster.Up()
+	err := p.host.Up(ctx)
 	if err != nil {
-		return err
-	}
-	engine := operation.New(st, o.Name, o.Log)
-	defer closing(o.Log, "operations", func() error { return engine.Close(context.WithoutCancel(ctx)) })
-	h, err := host.New(host.Config{Name: o.Name, Data: o.Data, Run: o.Run, Version: o.Version, Log: o.Log}, host.Parts{
-		Store: st, Engine: engine, Pool: pool,
-		Fabric: network.NewFabric(filepath.Join(o.Run, "network"), o.Log),
-		Models: models(ctx),
-	})
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	if err := h.Up(ctx); err != nil {
 		return err
 	}
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		o.Log.Warn("systemd was not told that the daemon is ready", "error", err)
 	}
 	o.Log.Info("serving", "address", "unix://"+o.Listen, "host", o.Name)
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	go func() {
-		<-st.Failed() // or closed, when this function returns
-		stop()
+		select {
+		case <-p.store.Failed(): // or closed, when this function returns
+		case <-p.cluster.Reopen():
+			stop(errReopen)
+		}
+		stop(nil)
 	}()
-	err = server.New(h, server.Options{Version: o.Version, Log: o.Log}).Serve(ctx, listener)
-	return errors.Join(err, st.Err())
+	s := server.New(p.host, server.Options{Version: o.Version, Log: o.Log, Host: o.Name, Transport: p.cluster.Transport})
+	peers := make(chan error, 1)
+	go func() {
+		err := p.cluster.Serve(ctx, forPeers(p.host, s))
+		stop(err)
+		peers <- err
+	}()
+	err = s.Serve(store.Patience(ctx, frontPatience), front.door())
+	stop(err)
+	err = errors.Join(err, <-peers, p.store.Err())
+	switch {
+	case api.KindOf(p.store.Err()) == api.Precondition: // this host was taken out of the store's members
+		return errReopen
+	case err == nil && errors.Is(context.Cause(ctx), errReopen):
+		return errReopen
+	}
+	return err
 }
 
 func (o Options) check() error {
 	if err := api.CheckName("host", o.Name); err != nil {
 		return err
+	}
+	if o.Site != "" {
+		if err := api.CheckName("site", o.Site); err != nil {
+			return err
+		}
 	}
 	if !filepath.IsAbs(o.Data) || len(o.Data) > longestData {
 		return api.Errorf(api.Invalid, "data directory %q: want an absolute path of at most %d bytes", o.Data, longestData)
@@ -109,30 +142,16 @@ func (o Options) check() error {
 	return nil
 }
 
-// models are the ways of running VEs that this host offers.
-func models(ctx context.Context) map[api.Model]model.Model {
-	kvm, _ := hardware.KVM()
-	return map[api.Model]model.Model{
-		api.Container: container.New(),
-		api.VM:        vm.New(vm.Config{KVM: kvm}),
-	}
+func (o Options) fabric() *network.Fabric {
+	f := network.NewFabric(filepath.Join(o.Run, "network"), o.Log)
+	f.Prober = []string{"/proc/self/exe", network.ProberArg}
+	return f
 }
 
-// openPool opens the directory as a pool: btrfs where the file system is btrfs, else dir.
-func openPool(ctx context.Context, path string) (storage.Pool, error) {
-	if err := os.MkdirAll(path, 0o711); err != nil {
-		return nil, fmt.Errorf("open pool: %w", err)
-	}
-	if is, err := btrfs.Is(path); err != nil {
-		return nil, err
-	} else if is {
-		return btrfs.Open(ctx, "default", path)
-	}
-	return dir.Open(ctx, "default", path)
-}
-
-func closing(log *slog.Logger, what string, fn func() error) {
-	if err := fn(); err != nil {
-		log.Warn("not closed in order", "part", what, "error", err)
+func (o Options) cluster() cluster.Options {
+	return cluster.Options{
+		Name: o.Name, Data: o.Data, Version: o.Version, Address: o.Address, Site: o.Site, Witness: o.Witness, Join: o.Join,
+		Etcd: o.Etcd, EtcdTLS: o.EtcdTLS, Log: o.Log,
+		Leave: func(ctx context.Context) error { return leave(ctx, o.fabric(), o.Log) },
 	}
 }

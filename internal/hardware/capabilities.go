@@ -36,6 +36,7 @@ func probes(dir string) []probe {
 		{"cgroup2", probeCgroups},
 		{"user-namespaces", func(ctx context.Context) []api.Capability { return probeUserNamespaces(ctx, dir) }},
 		{"seccomp", probeSeccomp},
+		{"inotify", probeInotify},
 		{"overlayfs", probeOverlay},
 		{"btrfs", func(ctx context.Context) []api.Capability { return probeBtrfs(dir) }},
 		{"reflink", func(ctx context.Context) []api.Capability { return probeReflink(dir) }},

@@ -36,15 +36,19 @@ var (
 	brokenSocketsCRIU   = version{4, 2, 0}
 )
 
+// newerCRIU: Debian 13 is without criu, Debian 12's is too old.
+const newerCRIU = "add Debian 14 (forky) to apt's sources, then: apt-get install criu/forky libnl-3-200/forky"
+
 func probeCRIU(ctx context.Context) []api.Capability {
 	criu, v := findTool("criu").capability(ctx)
 	if criu.Level == api.Missing {
 		criu.Detail += ": without it they move cold only"
+		criu.Remedy = newerCRIU
 	}
 	if kernel, ok := parseVersion(kernelRelease()); criu.Level == api.OK && ok && !kernel.less(brokenSocketsKernel) && v.less(brokenSocketsCRIU) {
 		criu.Level = api.Limited
 		criu.Detail = v.String() + " fails on sockets of Linux " + kernel.String() + ": want 4.2 or newer"
-		criu.Remedy = "install criu 4.2 or newer (Debian sid has it), or boot Debian 13's own kernel"
+		criu.Remedy = newerCRIU + "; or boot Debian 13's own kernel"
 	}
 	found := make([]api.Capability, 1+len(criuFeatures))
 	found[0] = criu

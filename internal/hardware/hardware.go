@@ -1,7 +1,7 @@
 // Package hardware says what this machine is and what it can do: its inventory, and each capability that Polder uses,
 // tried on the real thing where that is possible, with the command that mends what is missing.
 //
-// It changes nothing on the machine: what it makes to try something (a namespace, a link, a virtual machine of a few
+// Only RaiseInotify changes anything on the machine: what is made to try something (a namespace, a link, a virtual machine of a few
 // instructions) is gone when the call returns. It has no state; everything is safe for concurrent use.
 package hardware
 

@@ -34,7 +34,7 @@ func TestCapabilitiesAreComplete(t *testing.T) {
 			t.Errorf("level and remedy do not fit: %+v", c)
 		}
 	}
-	for _, name := range append(slices.Clone(essential), "kvm", "cgroup-memory", "idmapped-mounts", "vxlan", "reflink", "criu", "criu-pre-dump", "ovmf") {
+	for _, name := range append(slices.Clone(essential), "kvm", "inotify", "cgroup-memory", "idmapped-mounts", "vxlan", "reflink", "criu", "criu-pre-dump", "ovmf") {
 		if !seen[name] {
 			t.Errorf("nothing about %s", name)
 		}

@@ -30,11 +30,17 @@ func probeNetwork(ctx context.Context) []api.Capability {
 }
 
 // linkKinds are what VEs' networks are made of.
-var linkKinds = []struct{ name, module, use string }{
-	{"veth", "veth", "containers' interfaces"},
-	{"bridge", "bridge", "networks"},
-	{"vxlan", "vxlan", "networks that span hosts"},
-	{"tun", "tun", "VMs' interfaces"},
+var linkKinds = []linkKind{
+	{"veth", "veth", "containers' interfaces", api.Missing},
+	{"bridge", "bridge", "networks", api.Missing},
+	{"vxlan", "vxlan", "networks that span hosts", api.Missing},
+	{"wireguard", "wireguard", "encryption of what VEs send between hosts", api.Limited},
+	{"tun", "tun", "VMs' interfaces", api.Missing},
+}
+
+type linkKind struct {
+	name, module, use string
+	without           api.Level // what a host is that has none
 }
 
 func tryNetwork(ctx context.Context) []api.Capability {
@@ -44,16 +50,17 @@ func tryNetwork(ctx context.Context) []api.Capability {
 		return a
 	}
 	tries := map[string]func() error{
-		"veth":   func() error { return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs("v0"), PeerName: "v1"}) },
-		"bridge": func() error { return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs("b0")}) },
-		"vxlan":  func() error { return netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs("x0"), VxlanId: 1, Port: 4789}) },
-		"tun":    tryTap,
+		"veth":      func() error { return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs("v0"), PeerName: "v1"}) },
+		"bridge":    func() error { return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs("b0")}) },
+		"vxlan":     func() error { return netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs("x0"), VxlanId: 1, Port: 4789}) },
+		"tun":       tryTap,
+		"wireguard": func() error { return netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs("w0")}) },
 	}
 	var found []api.Capability
 	for _, kind := range linkKinds {
 		c := api.Capability{Name: kind.name, Level: api.OK, Detail: kind.use}
 		if err := tries[kind.name](); err != nil {
-			c.Level = api.Missing
+			c.Level = kind.without
 			c.Detail = fmt.Sprintf("no %s: cannot make one: %v", kind.use, err)
 			c.Remedy = "modprobe " + kind.module + ", or boot a kernel that has it (Debian's has)"
 		}
@@ -105,7 +112,7 @@ func tryNftables(ctx context.Context) api.Capability {
 func guessNetwork() []api.Capability {
 	var found []api.Capability
 	kinds := linkKinds
-	kinds = append(kinds[:len(kinds):len(kinds)], struct{ name, module, use string }{"nftables", "nf_tables", "firewall and NAT"})
+	kinds = append(kinds[:len(kinds):len(kinds)], linkKind{"nftables", "nf_tables", "firewall and NAT", api.Missing})
 	for _, kind := range kinds {
 		c := api.Capability{Name: kind.name, Level: api.OK, Detail: kind.use + " (kernel module found; not tried: needs root)"}
 		if !moduleKnown(kind.module) {

@@ -53,13 +53,13 @@ func (h *Host) adopt(ctx context.Context, owned map[string]bool) (adopted int, l
 
 // owned are the VEs that operations in flight act on.
 func (h *Host) owned(ctx context.Context) (map[string]bool, error) {
-	ops, err := h.engine.List(ctx)
+	keys, err := h.engine.Held(ctx)
 	if err != nil {
 		return nil, err
 	}
 	owned := map[string]bool{}
-	for _, op := range ops {
-		if name, ok := strings.CutPrefix(op.Target, "ve/"); ok && !op.State.Final() {
+	for _, key := range keys {
+		if name, ok := strings.CutPrefix(key, "ve/"); ok {
 			owned[name] = true
 		}
 	}
@@ -67,11 +67,7 @@ func (h *Host) owned(ctx context.Context) (map[string]bool, error) {
 }
 
 func (h *Host) adoptVE(ctx context.Context, v VE) (bool, error) {
-	impl, err := h.modelOf(v.Model)
-	if err != nil {
-		return false, err
-	}
-	spec, err := h.spec(ctx, v)
+	impl, spec, err := h.placed(ctx, v)
 	if err != nil {
 		return false, err
 	}
@@ -96,6 +92,9 @@ func (h *Host) adoptVE(ctx context.Context, v VE) (bool, error) {
 func (h *Host) adoptLater(name string) {
 	h.waitFor(name)
 	v, err := h.get(h.ctx, name)
+	if err == nil && v.Host != h.cfg.Name {
+		return
+	}
 	if err == nil && v.Ended != nil {
 		h.restart(name, *v.Ended)
 		return

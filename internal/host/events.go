@@ -2,7 +2,9 @@ package host
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -58,6 +60,9 @@ func veEvent(c store.Change[VE]) (api.Event, bool) {
 	switch {
 	case c.Prev == nil:
 		e.Kind, e.Text = "ve.created", fmt.Sprintf("ve %q created from %s", v.Name, v.Image)
+	case c.Prev.Host != v.Host:
+		e.Kind, e.Text = "ve.moved", fmt.Sprintf("ve %q: host %s → %s", v.Name, c.Prev.Host, v.Host)
+		e.Fields["before"] = c.Prev.Host
 	case c.Prev.State != v.State:
 		e.Kind, e.Text = "ve.state", fmt.Sprintf("ve %q: %s → %s", v.Name, c.Prev.State, v.State)
 		e.Fields["before"] = string(c.Prev.State)
@@ -86,6 +91,9 @@ func operationEvent(now, before *api.Operation) (api.Event, bool) {
 		e.Text = what + " started"
 	case api.OperationDone:
 		e.Text = fmt.Sprintf("%s done in %v", what, now.UpdatedAt.Sub(now.CreatedAt).Round(time.Millisecond))
+		if now.Kind == "move" {
+			addMove(&e, now.Result)
+		}
 	default:
 		e.Text = what + " " + string(now.State)
 		if now.Error != nil {
@@ -93,4 +101,23 @@ func operationEvent(now, before *api.Operation) (api.Event, bool) {
 		}
 	}
 	return e, true
+}
+
+// addMove tells what came of a move; the names are those of api.MoveResult.
+func addMove(e *api.Event, result json.RawMessage) {
+	var r api.MoveResult
+	if json.Unmarshal(result, &r) != nil || r.Mode == "" {
+		return
+	}
+	for name, value := range map[string]string{
+		"mode": string(r.Mode), "from": r.From, "to": r.To, "reason": r.Reason, "state_kept": strconv.FormatBool(r.StateKept),
+		"outage_ms": strconv.FormatInt(r.OutageMS, 10), "total_ms": strconv.FormatInt(r.TotalMS, 10),
+		"transferred_bytes": strconv.FormatInt(int64(r.TransferredBytes), 10),
+	} {
+		e.Fields[name] = value
+	}
+	e.Text += fmt.Sprintf(": %s, from %s to %s", r.Mode, r.From, r.To)
+	if r.OutageMS >= 0 {
+		e.Text += fmt.Sprintf(", outage %d ms", r.OutageMS)
+	}
 }

@@ -54,10 +54,6 @@ func (h *Host) inside(ctx context.Context, name string) (VE, model.Model, model.
 	default:
 		return VE{}, nil, model.Spec{}, api.Errorf(api.Precondition, "ve %q is %s: polder start %s first", name, v.State, name)
 	}
-	impl, err := h.modelOf(v.Model)
-	if err != nil {
-		return VE{}, nil, model.Spec{}, err
-	}
-	spec, err := h.spec(ctx, v)
+	impl, spec, err := h.placed(ctx, v)
 	return v, impl, spec, err
 }

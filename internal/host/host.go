@@ -2,7 +2,7 @@
 // when a VE ends by itself.
 //
 // It owns the VE records, their addresses and id ranges, and the operations on them (launch, start, stop, restart, pause,
-// resume, settle, delete). It does not know how a container or a VM is run (package model and below), how a volume is made
+// resume, settle, move, clone, delete). It does not know how a container or a VM is run (package model and below), how a volume is made
 // (storage), or what the wire looks like (server).
 //
 // # Concurrency
@@ -15,6 +15,12 @@
 //
 // Up brings the network up, adopts the VEs that run, resumes or undoes the operations in flight, and settles what ended
 // meanwhile.
+//
+// # Other hosts
+//
+// All records are the cluster's. This host acts on VEs whose record names it, and hands everything else to the host that
+// it names. A move has two ends (move_copy.go at the source, arrival.go and move_enter.go at the target); one record says
+// whose the VE is, and each host sweeps away what it has of VEs that are another's (sweep.go).
 package host
 
 import (
@@ -24,11 +30,13 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
 
 	"polder/api"
+	"polder/internal/cluster"
 	"polder/internal/hardware"
 	"polder/internal/image"
 	"polder/internal/model"
@@ -49,35 +57,49 @@ type Config struct {
 
 // Parts are the pieces a host is assembled from; cmd-side code builds them explicitly.
 type Parts struct {
-	Store  *store.Store
-	Engine *operation.Engine
-	Pool   storage.Pool
-	Fabric *network.Fabric
-	Models map[api.Model]model.Model
+	Store   *store.Store
+	Engine  *operation.Engine
+	Cluster *cluster.Cluster
+	Pool    storage.Pool
+	Fabric  *network.Fabric
+	Models  map[api.Model]model.Model
 }
 
 // Host is the agent. Safe for concurrent use.
 type Host struct {
-	cfg    Config
-	log    *slog.Logger
-	store  *store.Store
-	engine *operation.Engine
-	pool   storage.Pool
-	fabric *network.Fabric
-	models map[api.Model]model.Model
-	images *image.Library
+	cfg     Config
+	log     *slog.Logger
+	store   *store.Store
+	engine  *operation.Engine
+	cluster *cluster.Cluster
+	pool    storage.Pool
+	fabric  *network.Fabric
+	models  map[api.Model]model.Model
+	images  *image.Library
 
 	ves       *store.Table[VE]
+	snapshots *store.Table[snapshot]
+	templates *store.Table[template]
 	addresses *store.Table[claim]
+	ports     *store.Table[network.Lease] // of the hosts themselves, by their names
 	idRanges  *store.Table[claim]
 	networks  *store.Table[network.Config]
 	network   network.Config
+	encrypted atomic.Bool   // what goes between hosts; network has what it was when this host came up
+	port      network.Lease // this host's own in the network
 	inv       hardware.Inventory
 	boot      string // which boot of the host this is
 
-	ctx    context.Context // ends with Close; watchers and delayed restarts live under it
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	ctx      context.Context // ends with Close; watchers and delayed restarts live under it
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+	arrivals *arrivals
+	sweeping *sweeper
+	probes   *probes
+	turns    *turns
+	haste    *haste
+	// frozen holds what clones under way have frozen: operation → model.Frozen.
+	frozen sync.Map
 	// watched holds the pids whose end a goroutine waits for.
 	watched sync.Map
 
@@ -89,9 +111,13 @@ type Host struct {
 func New(cfg Config, parts Parts) (*Host, error) {
 	h := &Host{
 		cfg: cfg, log: cfg.Log,
-		store: parts.Store, engine: parts.Engine, pool: parts.Pool, fabric: parts.Fabric, models: parts.Models,
+		store: parts.Store, engine: parts.Engine, cluster: parts.Cluster, pool: parts.Pool, fabric: parts.Fabric, models: parts.Models,
+		arrivals: newArrivals(), sweeping: newSweeper(), probes: newProbes(), turns: newTurns(), haste: newHaste(),
 		ves:       store.NewTable[VE](parts.Store, "ve", 1),
+		snapshots: store.NewTable[snapshot](parts.Store, "snapshot", 1),
+		templates: store.NewTable[template](parts.Store, "template", 1),
 		addresses: store.NewTable[claim](parts.Store, "address", 1),
+		ports:     store.NewTable[network.Lease](parts.Store, "port", 1),
 		idRanges:  store.NewTable[claim](parts.Store, "idrange", 1),
 		networks:  store.NewTable[network.Config](parts.Store, "network", 1),
 	}
@@ -112,7 +138,7 @@ func New(cfg Config, parts Parts) (*Host, error) {
 		return nil, fmt.Errorf("host %q: %w", cfg.Name, err)
 	}
 	h.images, err = image.NewLibrary(image.Config{
-		Pool: h.pool, Images: image.NewTable(parts.Store), Store: h.store, Engine: h.engine,
+		Host: cfg.Name, Peers: peers{h}, Pool: h.pool, Images: image.NewTable(parts.Store), Store: h.store, Engine: h.engine,
 		Staging: filepath.Join(cfg.Data, "staging"), Cache: filepath.Join(cfg.Data, "cache"), InUse: h.usersOf, Log: h.log,
 	})
 	if err != nil {
@@ -160,8 +186,12 @@ func (h *Host) Up(ctx context.Context) error {
 	for name := range owned {
 		h.wg.Go(func() { h.adoptLater(name) })
 	}
+	h.sweepSoon() // what has moved away while this host was down
+	h.wg.Go(h.sweepWhenAsked)
 	h.wg.Go(h.trimLogs)
 	h.wg.Go(h.tendNetwork)
+	h.wg.Go(h.tendImages)
+	h.wg.Go(h.expireNowAndThen)
 	return nil
 }
 
@@ -181,27 +211,17 @@ func (h *Host) networkUp(ctx context.Context) error {
 	if err := h.fabric.Up(ctx, h.network); err != nil {
 		return err
 	}
+	if err := h.ownPort(ctx); err != nil {
+		return err
+	}
+	if err := h.overlay(ctx); err != nil {
+		return err
+	}
 	return h.publishLeases(ctx)
 }
 
 // tendInterval is how long DHCP and DNS may be away when their server has died.
 const tendInterval = 10 * time.Second
-
-// tendNetwork keeps DHCP and DNS answering until the host is closed: publishing starts their server when it is gone.
-func (h *Host) tendNetwork() {
-	ticker := time.NewTicker(tendInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-h.ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		if err := h.publishLeases(h.ctx); err != nil && h.ctx.Err() == nil {
-			h.log.Warn("dhcp and dns are not answering", "network", h.network.Name, "error", err)
-		}
-	}
-}
 
 // newNetwork is a default network that does not get in the way of what the machine is connected to.
 func (h *Host) newNetwork() (network.Config, error) {

@@ -18,6 +18,8 @@ import (
 	"github.com/google/uuid"
 
 	"polder/api"
+	"polder/internal/cluster"
+	"polder/internal/hardware"
 	"polder/internal/image"
 	"polder/internal/model"
 	"polder/internal/model/container"
@@ -76,16 +78,31 @@ func newWorld(t testing.TB) *world {
 // boot makes the daemon's parts on the world's data, as after a start, up to Recover.
 func (w *world) boot(t testing.TB) *operation.Engine {
 	t.Helper()
+	ctx := context.WithoutCancel(t.Context())
 	engine := operation.New(w.store, "h1", quiet)
-	var err error
+	identity, err := cluster.Identify(ctx, cluster.Options{Name: "h1", Data: w.data, Log: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inventory, err := hardware.Take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone, err := cluster.New(ctx, identity, w.store, cluster.Facts{ // never up
+		CPUs: inventory.CPUs, Memory: inventory.Memory,
+		Figures: func(context.Context) (cluster.Figures, error) { return cluster.Figures{}, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(alone.Close)
 	w.host, err = New(Config{Name: "h1", Data: w.data, Run: w.run, Log: quiet}, Parts{
-		Store: w.store, Engine: engine, Pool: w.pool, Fabric: w.fabric,
+		Store: w.store, Engine: engine, Cluster: alone, Pool: w.pool, Fabric: w.fabric,
 		Models: map[api.Model]model.Model{api.Container: container.New()},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx := context.WithoutCancel(t.Context())
 	if _, err := w.host.networks.Get(ctx, defaultNetwork); err != nil {
 		cfg := network.Config{
 			Name: "default", Bridge: "ptest0", IPv4: netip.MustParsePrefix("10.250.7.1/24"), IPv6: netip.MustParsePrefix("fd7e:57::1/64"),
@@ -282,14 +299,16 @@ func (w *world) wait(t testing.TB) func(api.Operation, error) {
 	}
 }
 
-// discard takes a VE apart without any operation, at the end of a test.
-func (w *world) discard(t testing.TB, name string) {
+// discard takes VEs apart without any operation, at the end of a test.
+func (w *world) discard(t testing.TB, names ...string) {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context())
-	v, err := w.host.get(ctx, name)
-	if err == nil {
-		must(t, w.host.tearDown(ctx, v))
-		must(t, w.pool.Delete(ctx, v.ID))
+	for _, name := range names {
+		if v, err := w.host.get(ctx, name); err == nil {
+			must(t, w.host.deleteSnapshots(ctx, v))
+			must(t, w.host.tearDown(ctx, v))
+			must(t, w.pool.Delete(ctx, v.ID))
+		}
 	}
 	images, err := w.host.Images(ctx)
 	must(t, err)
@@ -320,7 +339,7 @@ func TestClaimsAreUnique(t *testing.T) {
 		must(t, err)
 		want := n
 		if what == "addresses" {
-			want = 2 * n
+			want = 2 * (n + 1) // of both kinds, and the host's own port has them too
 		}
 		if len(recs) != want {
 			t.Errorf("%d %s are claimed, want %d", len(recs), what, want)

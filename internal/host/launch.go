@@ -3,6 +3,7 @@ package host
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -13,11 +14,11 @@ import (
 	"github.com/google/uuid"
 
 	"polder/api"
+	"polder/internal/cluster"
 	"polder/internal/image"
 	"polder/internal/model"
 	"polder/internal/network"
 	"polder/internal/operation"
-	"polder/internal/storage"
 	"polder/internal/store"
 )
 
@@ -35,6 +36,8 @@ var leastMemory = map[api.Model]api.Bytes{api.Container: 8 * api.MiB, api.VM: 64
 type launch struct {
 	VE      VE   `json:"ve"`
 	NoStart bool `json:"no_start,omitempty"`
+	// Template that the VE becomes a fork of; nil: it boots.
+	Template *template `json:"template,omitempty"`
 }
 
 // Launch makes a VE of an image and starts it.
@@ -44,8 +47,8 @@ func (h *Host) Launch(ctx context.Context, req api.LaunchRequest) (api.Operation
 		return api.Operation{}, fmt.Errorf("launch %q: %w", req.Name, err)
 	}
 	return operation.Start(ctx, h.engine, "launch", operation.Request{
-		Target: "ve/" + v.Name,
-		Locks:  []operation.Lock{{Key: "image/" + img.Digest, Shared: true}},
+		Target: "ve/" + v.Name, Host: v.Host,
+		Locks: []operation.Lock{{Key: "image/" + img.Digest, Shared: true}},
 	}, launch{VE: v, NoStart: req.NoStart})
 }
 
@@ -60,19 +63,26 @@ func (h *Host) planLaunch(ctx context.Context, req api.LaunchRequest) (api.Image
 	} else if api.KindOf(err) != api.NotFound {
 		return none, VE{}, err
 	}
-	if req.Host != "" && req.Host != h.cfg.Name {
-		return none, VE{}, api.Errorf(api.NotFound, "host %q: no such host (this is %q)", req.Host, h.cfg.Name)
+	on, err := h.cluster.Reachable(ctx, cmp.Or(req.Host, h.cfg.Name))
+	if err != nil {
+		return none, VE{}, err
+	}
+	if on.Role == api.RoleWitness {
+		return none, VE{}, api.Errorf(api.Precondition, "host %q is a witness: it runs no VEs", on.Name)
 	}
 	if req.Pool != "" && req.Pool != defaultPool {
 		return none, VE{}, api.Errorf(api.NotFound, "pool %q: no such pool (see: polder pool list)", req.Pool)
 	}
 	v := VE{
-		ID: uuid.NewString(), Name: req.Name, Host: h.cfg.Name, Image: req.Image,
+		ID: uuid.NewString(), Name: req.Name, Host: on.Name, Image: req.Image,
 		Model: cmp.Or(req.Model, api.Container), CPUs: cmp.Or(req.CPUs, defaultCPUs), Memory: cmp.Or(req.MemoryBytes, defaultMemory),
 		Disk: req.DiskBytes, Labels: maps.Clone(req.Labels), Restart: cmp.Or(req.Restart, api.RestartOnFailure), Ephemeral: req.Ephemeral,
 		UserData: req.UserData, CreatedAt: time.Now().UTC(), State: api.Starting,
 	}
 	v.UpdatedAt = v.CreatedAt
+	if v.ExpiresAt, err = expiry(v.CreatedAt, req.TTLSeconds); err != nil {
+		return none, VE{}, err
+	}
 	if _, err := h.modelOf(v.Model); err != nil {
 		return none, VE{}, err
 	}
@@ -81,7 +91,7 @@ func (h *Host) planLaunch(ctx context.Context, req api.LaunchRequest) (api.Image
 		return none, VE{}, err
 	}
 	v.ImageDigest, v.App = img.Digest, img.Config
-	if err := h.checkSize(&v, img); err != nil {
+	if err := checkSize(&v, img, on); err != nil {
 		return none, VE{}, err
 	}
 	return img, v, checkFit(&v, img, req)
@@ -123,16 +133,15 @@ func lacking(img api.Image, m api.Model) string {
 }
 
 // checkSize settles CPUs, memory and disk against the image and the host.
-func (h *Host) checkSize(v *VE, img api.Image) error {
-	inv := h.inv
+func checkSize(v *VE, img api.Image, on cluster.Status) error {
 	least := leastMemory[v.Model]
 	switch {
-	case v.CPUs < 1 || v.CPUs > inv.CPUs:
-		return api.Errorf(api.Invalid, "%d cpus: host %q has %d; want 1 to %d", v.CPUs, h.cfg.Name, inv.CPUs, inv.CPUs)
+	case v.CPUs < 1 || v.CPUs > on.CPUs:
+		return api.Errorf(api.Invalid, "%d cpus: host %q has %d; want 1 to %d", v.CPUs, on.Name, on.CPUs, on.CPUs)
 	case v.Memory < least:
 		return api.Errorf(api.Invalid, "memory %v is too little for a %s: want at least %v", v.Memory, v.Model, least)
-	case v.Memory > inv.Memory:
-		return api.Errorf(api.Exhausted, "memory %v is more than host %q has (%v)", v.Memory, h.cfg.Name, inv.Memory)
+	case v.Memory > on.Memory:
+		return api.Errorf(api.Exhausted, "memory %v is more than host %q has (%v)", v.Memory, on.Name, on.Memory)
 	case v.Disk < 0:
 		return api.Errorf(api.Invalid, "disk %d bytes: want a positive size", v.Disk)
 	}
@@ -155,6 +164,7 @@ func (h *Host) checkSize(v *VE, img api.Image) error {
 // launchSteps are the steps of "launch"; each undo also copes with a step that never ran.
 func (h *Host) launchSteps() []operation.Step[launch] {
 	return []operation.Step[launch]{
+		{Name: "image", Do: h.fetchImage},
 		{Name: "reserve", Do: h.reserve, Undo: h.unreserve},
 		{Name: "volume", Do: h.makeVolume, Undo: func(ctx context.Context, r *operation.Run[launch]) error {
 			return h.pool.Delete(ctx, r.State.VE.ID)
@@ -165,18 +175,31 @@ func (h *Host) launchSteps() []operation.Step[launch] {
 	}
 }
 
-// reserve writes the VE's record with its address and id range, all or nothing. Others may be reserving at the same time, so
-// a claim that was lost is taken anew.
+// fetchImage makes the image be in this host's pool.
+func (h *Host) fetchImage(ctx context.Context, r *operation.Run[launch]) error {
+	if t, ok := h.templateFor(ctx, r.State.VE); ok && !r.State.NoStart {
+		r.State.Template = &t
+	}
+	return h.images.Ensure(ctx, r.State.VE.ImageDigest, transferOf(r.State.VE).Kind, r.Progress)
+}
+
+// reserve writes the VE's record.
 func (h *Host) reserve(ctx context.Context, r *operation.Run[launch]) error {
-	if rec, err := h.ves.Get(ctx, r.State.VE.Name); err == nil {
-		if rec.Value.ID != r.State.VE.ID {
-			return api.Errorf(api.Exists, "ve %q: a VE of that name exists already", r.State.VE.Name)
+	return h.reserveVE(ctx, &r.State.VE)
+}
+
+// reserveVE writes a VE's record with its address and id range, all or nothing. Others may be reserving at the same time, so a
+// claim that was lost is taken anew. Idempotent: a VE that is there already becomes what its record says.
+func (h *Host) reserveVE(ctx context.Context, ve *VE) error {
+	if rec, err := h.ves.Get(ctx, ve.Name); err == nil {
+		if rec.Value.ID != ve.ID {
+			return api.Errorf(api.Exists, "ve %q: a VE of that name exists already", ve.Name)
 		}
-		r.State.VE = rec.Value // resumed
+		*ve = rec.Value // resumed
 		return h.publishLeases(ctx)
 	}
 	for {
-		v := r.State.VE
+		v := *ve
 		if err := h.choose(ctx, &v); err != nil {
 			return err
 		}
@@ -189,7 +212,7 @@ func (h *Host) reserve(ctx context.Context, r *operation.Run[launch]) error {
 		)
 		switch kind := api.KindOf(err); {
 		case err == nil:
-			r.State.VE = v
+			*ve = v
 			return h.publishLeases(ctx)
 		case kind != api.Exists && kind != api.Conflict, ctx.Err() != nil:
 			return err
@@ -202,17 +225,7 @@ func (h *Host) reserve(ctx context.Context, r *operation.Run[launch]) error {
 
 // choose picks a free lease and id range.
 func (h *Host) choose(ctx context.Context, v *VE) error {
-	addresses, err := h.addresses.List(ctx)
-	if err != nil {
-		return err
-	}
-	taken := make(map[netip.Addr]bool, len(addresses))
-	for _, rec := range addresses {
-		if addr, err := netip.ParseAddr(rec.Key); err == nil {
-			taken[addr] = true
-		}
-	}
-	lease, err := network.Allocate(h.network, taken, v.ID)
+	lease, err := h.freeLease(ctx, v.ID)
 	if err != nil {
 		return err
 	}
@@ -233,6 +246,21 @@ func (h *Host) choose(ctx context.Context, v *VE) error {
 		}
 	}
 	return api.Errorf(api.Exhausted, "all %d id ranges are taken: delete VEs that are no longer needed", idRangeCount)
+}
+
+// freeLease picks addresses that nobody has claimed.
+func (h *Host) freeLease(ctx context.Context, id string) (network.Lease, error) {
+	addresses, err := h.addresses.List(ctx)
+	if err != nil {
+		return network.Lease{}, err
+	}
+	taken := make(map[netip.Addr]bool, len(addresses))
+	for _, rec := range addresses {
+		if addr, err := netip.ParseAddr(rec.Key); err == nil {
+			taken[addr] = true
+		}
+	}
+	return network.Allocate(h.network, taken, id)
 }
 
 func (h *Host) unreserve(ctx context.Context, r *operation.Run[launch]) error {
@@ -266,16 +294,11 @@ func (h *Host) forget(ctx context.Context, v VE) error {
 // makeVolume makes the VE's volume as a copy-on-write child of the image.
 func (h *Host) makeVolume(ctx context.Context, r *operation.Run[launch]) error {
 	v := r.State.VE
-	img, err := h.images.Resolve(ctx, v.ImageDigest)
-	if err != nil {
-		return err
+	if r.State.Template != nil {
+		return nil // forkFrom makes it
 	}
-	if v.Model != api.VM {
-		_, err := h.pool.Clone(ctx, image.TreeBase(img), storage.Tree, v.ID, v.Disk)
-		return err
-	}
-	vol, err := h.pool.Clone(ctx, image.DiskBase(img), storage.Disk, v.ID, v.Disk)
-	if err != nil {
+	vol, err := h.pool.Clone(ctx, baseOf(v), transferOf(v).Kind, v.ID, v.Disk)
+	if err != nil || v.Model != api.VM {
 		return err
 	}
 	return image.PrepareDisk(ctx, vol.Path, vol.Format, v.Disk)
@@ -286,24 +309,44 @@ func (h *Host) launchStart(ctx context.Context, r *operation.Run[launch]) error 
 	if r.State.NoStart {
 		return h.set(ctx, v.Name, func(v *VE) { v.State = api.Stopped })
 	}
-	if err := h.startVE(ctx, v); err != nil {
+	if err := h.startNew(ctx, r); err != nil {
 		return err
 	}
 	v, err := h.get(ctx, v.Name)
 	if err != nil {
 		return err
 	}
-	r.Result(v.shown())
+	shown := v.shown()
+	shown.FromTemplate = r.State.Template != nil
+	r.Result(shown)
 	return nil
+}
+
+// startNew starts a new VE: as a fork of a template, or by a boot. A template that can't be used (of an older QEMU, say) is no reason to
+// fail: it boots then, and the daemon's log says why.
+func (h *Host) startNew(ctx context.Context, r *operation.Run[launch]) error {
+	v := r.State.VE
+	if r.State.Template == nil {
+		return h.startVE(ctx, v)
+	}
+	err := h.forkFrom(ctx, v, h.templateDir(*r.State.Template), r.State.Template.volume())
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	r.Log().Warn("an image's template can't be used, the ve boots: make it anew with polder image warm", "ve", v.Name, "image", v.Image, "error", err)
+	r.State.Template = nil
+	if err := errors.Join(h.tearDown(ctx, v), h.pool.Delete(ctx, v.ID)); err != nil {
+		return err
+	}
+	if err := h.makeVolume(ctx, r); err != nil {
+		return err
+	}
+	return h.startVE(ctx, v)
 }
 
 // startVE prepares and starts a VE and writes down that it runs. Idempotent.
 func (h *Host) startVE(ctx context.Context, v VE) error {
-	impl, err := h.modelOf(v.Model)
-	if err != nil {
-		return err
-	}
-	spec, err := h.spec(ctx, v)
+	impl, spec, err := h.placed(ctx, v)
 	if err != nil {
 		return err
 	}
@@ -317,8 +360,13 @@ func (h *Host) startVE(ctx context.Context, v VE) error {
 	if err != nil {
 		return err
 	}
+	return h.started(ctx, v, p)
+}
+
+// started writes down that a VE runs, and watches it.
+func (h *Host) started(ctx context.Context, v VE, p model.Process) error {
 	now := time.Now().UTC()
-	err = h.set(ctx, v.Name, func(v *VE) {
+	err := h.set(ctx, v.Name, func(v *VE) {
 		v.State, v.Reason, v.PID, v.Accelerator, v.StartedAt = api.Running, "", p.PID, p.Accelerator, &now
 		v.Boot, v.Ended = h.boot, nil
 	})
@@ -331,6 +379,14 @@ func (h *Host) startVE(ctx context.Context, v VE) error {
 
 // tearDown removes all that startVE made on this host. Idempotent, also for a VE that never started.
 func (h *Host) tearDown(ctx context.Context, v VE) error {
+	if err := h.takeDown(ctx, v); err != nil {
+		return err
+	}
+	return os.RemoveAll(h.veDir(v.ID))
+}
+
+// takeDown is tearDown without the VE's directory.
+func (h *Host) takeDown(ctx context.Context, v VE) error {
 	impl, err := h.modelOf(v.Model)
 	if err != nil {
 		return err
@@ -339,7 +395,7 @@ func (h *Host) tearDown(ctx context.Context, v VE) error {
 	switch api.KindOf(err) {
 	case "":
 	case api.NotFound: // no volume: it never ran, or a deletion is being resumed
-		spec = model.Spec{ID: v.ID, Name: v.Name, Dir: h.veDir(v.ID), NICs: []model.NIC{h.nic(v)}, Plug: h.fabric, Cgroup: "/polder/" + v.Name}
+		spec = h.specOn(v, model.Root{})
 	default:
 		return err
 	}
@@ -351,5 +407,5 @@ func (h *Host) tearDown(ctx context.Context, v VE) error {
 			return err
 		}
 	}
-	return os.RemoveAll(spec.Dir)
+	return nil
 }

@@ -28,6 +28,10 @@ type changeStep = operation.Step[change]
 // registerOperations tells the engine what this host can do.
 func (h *Host) registerOperations() {
 	operation.Register(h.engine, operation.Definition[launch]{Kind: "launch", Steps: h.launchSteps()})
+	operation.Register(h.engine, h.moveDefinition())
+	operation.Register(h.engine, h.cloneDefinition())
+	h.registerSnapshots()
+	h.registerTemplates()
 	start := changeStep{Name: "start", Do: h.doStart, Undo: h.undoStart}
 	stop := changeStep{Name: "stop", Do: h.doStop, Undo: h.restate}
 	for _, d := range []operation.Definition[change]{
@@ -57,8 +61,11 @@ func (h *Host) begin(ctx context.Context, kind string, event model.Event, c chan
 			return api.Operation{}, fmt.Errorf("%s ve %q: %w", kind, c.Name, err)
 		}
 	}
+	if _, err := h.cluster.Reachable(ctx, v.Host); err != nil {
+		return api.Operation{}, fmt.Errorf("%s ve %q: %w", kind, c.Name, err)
+	}
 	c.ID = v.ID
-	return operation.Start(ctx, h.engine, kind, operation.Request{Target: "ve/" + c.Name, Frees: kind == "delete"}, c)
+	return operation.Start(ctx, h.engine, kind, operation.Request{Target: "ve/" + c.Name, Host: v.Host, Frees: kind == "delete"}, c)
 }
 
 // Start starts a stopped or failed VE.
@@ -116,11 +123,7 @@ func (h *Host) running(ctx context.Context, r *operation.Run[change]) (VE, model
 	if err != nil {
 		return VE{}, nil, model.Spec{}, err
 	}
-	impl, err := h.modelOf(v.Model)
-	if err != nil {
-		return VE{}, nil, model.Spec{}, err
-	}
-	spec, err := h.spec(ctx, v)
+	impl, spec, err := h.placed(ctx, v)
 	return v, impl, spec, err
 }
 
@@ -271,6 +274,7 @@ func (h *Host) deleteSteps() []changeStep {
 			}
 			return h.tearDown(ctx, v)
 		}),
+		step("snapshots", h.deleteSnapshots),
 		step("volume", func(ctx context.Context, v VE) error { return h.pool.Delete(ctx, v.ID) }),
 		step("forget", h.forget),
 	}
@@ -278,14 +282,13 @@ func (h *Host) deleteSteps() []changeStep {
 
 // busy says which operation holds a VE, as the engine would say it; nil when none does.
 func (h *Host) busy(ctx context.Context, name string) error {
-	ops, err := h.engine.List(ctx)
-	if err != nil {
-		return nil
+	id, err := h.engine.Holder(ctx, "ve/"+name)
+	if err != nil || id == "" {
+		return nil //nolint:nilerr // whoever asks has an error already
 	}
-	for _, op := range ops {
-		if op.Target == "ve/"+name && !op.State.Final() {
-			return api.Errorf(api.Conflict, "ve %q is busy: operation %s (%s) is running; wait with: polder op watch %s", name, op.ID, op.Kind, op.ID)
-		}
+	op, err := h.engine.Get(ctx, id)
+	if err != nil || op.State.Final() {
+		return nil //nolint:nilerr // it has just ended
 	}
-	return nil
+	return api.Errorf(api.Conflict, "ve %q is busy: operation %s (%s) is running; wait with: polder op watch %s", name, op.ID, op.Kind, op.ID)
 }

@@ -32,6 +32,9 @@ type VE struct {
 	Name        string            `json:"name"`
 	Model       api.Model         `json:"model"`
 	Host        string            `json:"host"`
+	MovingTo    string            `json:"moving_to,omitempty"` // host that a move under way takes it to
+	MemoryAt    string            `json:"memory_at,omitempty"` // host that its memory still follows it from
+	Snapshot    string            `json:"snapshot,omitempty"`  // that it has come from
 	Image       string            `json:"image"`
 	ImageDigest string            `json:"image_digest"`
 	App         *api.ImageConfig  `json:"app,omitempty"`
@@ -46,6 +49,7 @@ type VE struct {
 	Lease       network.Lease     `json:"lease"`
 	IDRange     int               `json:"id_range"`
 	CreatedAt   time.Time         `json:"created_at"`
+	ExpiresAt   *time.Time        `json:"expires_at,omitempty"`
 
 	UpdatedAt   time.Time  `json:"updated_at"`
 	State       api.State  `json:"state"`
@@ -74,10 +78,10 @@ func (v VE) shown() api.VE {
 		labels = map[string]string{}
 	}
 	return api.VE{
-		Name: v.Name, ID: v.ID, Model: v.Model, State: v.State, Reason: v.Reason, Host: v.Host,
+		Name: v.Name, ID: v.ID, Model: v.Model, State: v.State, Reason: v.Reason, Host: v.Host, MovingTo: v.MovingTo,
 		Image: v.Image, ImageDigest: v.ImageDigest, Addresses: v.addresses(),
 		CPUs: v.CPUs, MemoryBytes: v.Memory, DiskBytes: v.Disk, Labels: labels,
-		CreatedAt: v.CreatedAt, StartedAt: v.StartedAt, PID: v.PID,
+		CreatedAt: v.CreatedAt, StartedAt: v.StartedAt, ExpiresAt: v.ExpiresAt, PID: v.PID,
 		Restart: v.Restart, Restarts: v.Restarts, Ephemeral: v.Ephemeral, Firmware: v.Firmware, Accelerator: v.Accelerator,
 		Pool: defaultPool,
 	}
@@ -90,7 +94,7 @@ func (v VE) addresses() []api.Address {
 	}
 }
 
-// spec is the record as the model needs it.
+// spec is the record as the model needs it, with the VE's volume on this host: api.NotFound when there is none.
 func (h *Host) spec(ctx context.Context, v VE) (model.Spec, error) {
 	vol, err := h.pool.Volume(ctx, v.ID)
 	if err != nil {
@@ -103,15 +107,29 @@ func (h *Host) spec(ctx context.Context, v VE) (model.Spec, error) {
 	case vol.Lower != "":
 		root.Layers = &model.Layers{Lower: vol.Lower, Upper: vol.Upper, Work: vol.Work}
 	}
-	base := uint32(idRangeFirst + v.IDRange*idRangeSize)
+	return h.specOn(v, root), nil
+}
+
+// placed is the model of a VE on this host, and what that needs to know.
+func (h *Host) placed(ctx context.Context, v VE) (model.Model, model.Spec, error) {
+	impl, err := h.modelOf(v.Model)
+	if err != nil {
+		return nil, model.Spec{}, err
+	}
+	spec, err := h.spec(ctx, v)
+	return impl, spec, err
+}
+
+// specOn is spec with that root.
+func (h *Host) specOn(v VE, root model.Root) model.Spec {
 	return model.Spec{
 		ID: v.ID, Name: v.Name, Dir: h.veDir(v.ID), Root: root,
 		CPUs: v.CPUs, Memory: v.Memory,
 		NICs: []model.NIC{h.nic(v)}, Plug: h.fabric,
-		IDBase: base, IDCount: idRangeSize,
+		IDBase: uint32(idRangeFirst + v.IDRange*idRangeSize), IDCount: idRangeSize,
 		App: v.App, CloudInit: cloudInit(v), Firmware: v.Firmware,
 		Cgroup: "/polder/" + v.Name,
-	}, nil
+	}
 }
 
 func (h *Host) nic(v VE) model.NIC {
@@ -143,6 +161,15 @@ func (h *Host) get(ctx context.Context, name string) (VE, error) {
 	return rec.Value, err
 }
 
+// again is the record of a VE as it is now. Of one that was deleted it is api.NotFound, also when another one has its name.
+func (h *Host) again(ctx context.Context, was VE) (VE, error) {
+	v, err := h.get(ctx, was.Name)
+	if err == nil && v.ID != was.ID {
+		err = api.Errorf(api.NotFound, "ve %q: it was deleted, and another one made with its name", was.Name)
+	}
+	return v, err
+}
+
 // set changes a VE's record.
 func (h *Host) set(ctx context.Context, name string, change func(*VE)) error {
 	_, err := h.ves.Modify(ctx, name, func(v *VE) error {
@@ -153,7 +180,7 @@ func (h *Host) set(ctx context.Context, name string, change func(*VE)) error {
 	return err
 }
 
-// usersOf names the VEs that were made from an image.
+// usersOf names the VEs that were made from an image, and the templates of it.
 func (h *Host) usersOf(ctx context.Context, digest string) ([]string, error) {
 	recs, err := h.ves.List(ctx)
 	if err != nil {
@@ -165,7 +192,13 @@ func (h *Host) usersOf(ctx context.Context, digest string) ([]string, error) {
 			names = append(names, rec.Value.Name)
 		}
 	}
-	return names, nil
+	templates, err := h.templates.List(ctx)
+	for _, rec := range templates {
+		if rec.Value.Image == digest {
+			names = append(names, "a template on host "+rec.Value.Host+" (polder image warm --off)")
+		}
+	}
+	return names, err
 }
 
 // publishLeases makes DHCP and DNS answer for all VEs on the network.

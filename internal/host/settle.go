@@ -40,7 +40,7 @@ func (h *Host) watch(name string, p model.Process) {
 func (h *Host) settle(name string, exit model.Exit) {
 	for h.ctx.Err() == nil {
 		v, err := h.get(h.ctx, name)
-		if err != nil || v.State == api.Stopped || v.State == api.Stopping || v.State == api.Failed {
+		if err != nil || v.Host != h.cfg.Name || v.State == api.Stopped || v.State == api.Stopping || v.State == api.Failed {
 			return
 		}
 		op, err := operation.Start(h.ctx, h.engine, "settle", operation.Request{Target: "ve/" + name}, change{ID: v.ID, Name: name, Exit: exit})
@@ -61,16 +61,8 @@ func (h *Host) settle(name string, exit model.Exit) {
 
 // waitFor blocks until no operation is under way on a VE.
 func (h *Host) waitFor(name string) {
-	ops, err := h.engine.List(h.ctx)
-	if err != nil {
-		return
-	}
-	for _, op := range ops {
-		if op.Target == "ve/"+name && !op.State.Final() {
-			if _, err := h.engine.Wait(h.ctx, op.ID, nil); err != nil {
-				return
-			}
-		}
+	if id, err := h.engine.Holder(h.ctx, "ve/"+name); err == nil && id != "" {
+		_, _ = h.engine.Wait(h.ctx, id, nil) // whatever comes of it
 	}
 }
 
@@ -78,7 +70,7 @@ func (h *Host) waitFor(name string) {
 // came first) is left alone.
 func (h *Host) doTidy(ctx context.Context, r *operation.Run[change]) error {
 	v, ok, err := h.subject(ctx, r)
-	if err != nil || !ok {
+	if err != nil || !ok || v.Host != h.cfg.Name {
 		return err
 	}
 	_, impl, spec, err := h.running(ctx, r)
@@ -114,10 +106,17 @@ func restartWanted(policy api.RestartPolicy, exit model.Exit) bool {
 	return false
 }
 
-// restart starts a settled VE again where its policy says so.
-func (h *Host) restart(name string, exit model.Exit) {
+// restartDue finds a VE of this host that has ended, and whose restart policy wants it started again.
+func (h *Host) restartDue(name string) (v VE, due bool) {
 	v, err := h.get(h.ctx, name)
-	if err != nil || v.Ended == nil || v.State != api.Stopped && v.State != api.Failed {
+	return v, err == nil && v.Host == h.cfg.Name && v.Ended != nil && (v.State == api.Stopped || v.State == api.Failed)
+}
+
+// restart starts a settled VE again where its policy says so, once no other operation acts on it. One that is moved away before is
+// started by its new host.
+func (h *Host) restart(name string, exit model.Exit) {
+	v, due := h.restartDue(name)
+	if !due {
 		return
 	}
 	pause, ok := v.countRestart(exit, time.Now().UTC())
@@ -135,6 +134,13 @@ func (h *Host) restart(name string, exit model.Exit) {
 		return
 	}
 	op, err := h.begin(h.ctx, "start", model.Start, change{Name: name, ByPolicy: true})
+	for api.KindOf(err) == api.Conflict {
+		h.waitFor(name)
+		if _, due := h.restartDue(name); !due {
+			return
+		}
+		op, err = h.begin(h.ctx, "start", model.Start, change{Name: name, ByPolicy: true})
+	}
 	if err == nil {
 		op, err = h.engine.Wait(h.ctx, op.ID, nil)
 	}

@@ -22,24 +22,51 @@ func (h *Host) VEs(ctx context.Context) ([]api.VE, error) {
 	return shown, nil
 }
 
-// VE shows one VE, with what it can do here.
+// VE shows one VE, with what it can do on its host, as far as that one answers.
 func (h *Host) VE(ctx context.Context, name string) (api.VE, error) {
 	v, err := h.get(ctx, name)
 	if err != nil {
 		return api.VE{}, err
 	}
 	shown := v.shown()
-	if probe, ok := h.abilities[v.Model]; ok {
-		shown.Capability = probe(ctx)
+	if v.Host == h.cfg.Name {
+		shown.Capability = h.abilitiesOf(ctx, v.Model)
+		return shown, nil
 	}
-	if v.Model == api.Container {
+	if _, err := h.cluster.Reachable(ctx, v.Host); err != nil {
+		return shown, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	if err := h.tell(ctx, v.Host, "/peer/v1/abilities/"+string(v.Model), struct{}{}, &shown.Capability); err != nil {
+		h.log.Debug("a host does not say what its VEs can do", "host", v.Host, "error", err)
+	}
+	return shown, nil
+}
+
+// abilitiesOf is what VEs of a model can do on this host.
+func (h *Host) abilitiesOf(ctx context.Context, m api.Model) []api.Capability {
+	var found []api.Capability
+	if probe, ok := h.abilities[m]; ok {
+		found = probe(ctx)
+	}
+	if m == api.Container {
 		limit := api.Capability{Name: "disk-limit", Level: api.OK, Detail: "enforced by the pool"}
 		if ok, why := h.pool.Enforces(ctx); !ok {
 			limit.Level, limit.Detail = api.Limited, "not enforced: "+why
 		}
-		shown.Capability = append(shown.Capability, limit)
+		found = append(found, limit)
 	}
-	return shown, nil
+	return found
+}
+
+// abilitiesForPeer is abilitiesOf for another host.
+func (h *Host) abilitiesForPeer(ctx context.Context, m string, _ struct{}) ([]api.Capability, error) {
+	kind, err := api.ParseModel(m)
+	if err != nil {
+		return nil, err
+	}
+	return h.abilitiesOf(ctx, kind), nil
 }
 
 // remembered calls probe on first use only: capabilities change with a reboot or an upgrade, and the daemon is restarted by both.
@@ -61,28 +88,20 @@ func (h *Host) Capabilities(ctx context.Context) ([]api.Capability, error) {
 	return h.capabilities(ctx), nil
 }
 
-// Hosts lists the hosts: this one.
-func (h *Host) Hosts(ctx context.Context) ([]api.Host, error) {
-	recs, err := h.ves.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	inv := h.inv
-	return []api.Host{{
-		Name: h.cfg.Name, State: "ready", Version: h.cfg.Version, Kernel: inv.Kernel, CPUs: inv.CPUs, MemoryBytes: inv.Memory,
-		VEs: len(recs), BootedAt: inv.BootedAt, Capabilities: h.capabilities(ctx),
-	}}, nil
-}
-
 // Networks lists the networks: the default one.
 func (h *Host) Networks(ctx context.Context) ([]api.Network, error) {
 	recs, err := h.ves.List(ctx)
 	if err != nil {
 		return nil, err
 	}
-	n := h.network
+	rec, err := h.networks.Get(ctx, h.network.Name)
+	if err != nil {
+		return nil, err
+	}
+	n := rec.Value
 	return []api.Network{{
 		Name: n.Name, Bridge: n.Bridge, IPv4: n.IPv4.String(), IPv6: n.IPv6.String(), Domain: n.Domain, NAT: n.NAT, MTU: n.MTU, VEs: len(recs),
+		Encrypted: n.Encrypted,
 	}}, nil
 }
 
@@ -97,7 +116,7 @@ func (h *Host) Pools(ctx context.Context) ([]api.Pool, error) {
 		return nil, err
 	}
 	return []api.Pool{{
-		Name: defaultPool, Driver: h.pool.Driver(), Path: h.pool.Path(), TotalBytes: total, FreeBytes: free, Volumes: len(volumes),
+		Name: defaultPool, Host: h.cfg.Name, Driver: h.pool.Driver(), Path: h.pool.Path(), TotalBytes: total, FreeBytes: free, Volumes: len(volumes),
 	}}, nil
 }
 
@@ -124,7 +143,7 @@ func (h *Host) Volumes(ctx context.Context, pool string) ([]api.Volume, error) {
 		if err != nil && api.KindOf(err) != api.NotFound {
 			return nil, err
 		}
-		shown[i] = api.Volume{Name: vol.ID, Pool: pool, VE: owner[vol.ID], SizeBytes: vol.Size, UsedBytes: used}
+		shown[i] = api.Volume{Name: vol.ID, Host: h.cfg.Name, Pool: pool, VE: owner[vol.ID], SizeBytes: vol.Size, UsedBytes: used}
 	}
 	return shown, nil
 }

@@ -1,7 +1,7 @@
 // Package image makes and keeps golden images: it builds them from a distribution's packages, imports them from files that are
 // not trusted, exports and deletes them.
 //
-// An image is a record in the store and up to two bases in a pool, both named by its digest: a tree (the root of a
+// An image is a record in the cluster's store and up to two bases in the pools of some hosts, both named by its digest: a tree (the root of a
 // container) and a disk (of a vm, bootable under BIOS and UEFI), derived from the tree once. Images are immutable; an
 // alias names one image at a time and can move to another when it is built anew.
 //
@@ -32,15 +32,19 @@ import (
 // Record is an image in the store; its key is the digest.
 type Record struct {
 	Image api.Image `json:"image"`
-	Tree  bool      `json:"tree"` // the pool has a base of that kind
+	Tree  bool      `json:"tree"` // it has a base of that kind
 	Disk  bool      `json:"disk"`
+	// TreeOn and DiskOn name the hosts whose pools have that base, sorted. Each host corrects what they say of it (Reconcile).
+	TreeOn []string `json:"tree_on,omitempty"`
+	DiskOn []string `json:"disk_on,omitempty"`
 }
 
 // NewTable is the table that a Library needs.
 func NewTable(s *store.Store) *store.Table[Record] { return store.NewTable[Record](s, "image", 1) }
 
-// Config of a Library. All fields but Log are needed.
+// Config of a Library. All fields but Log and Peers are needed.
 type Config struct {
+	Host   string // the name of this one
 	Pool   storage.Pool
 	Images *store.Table[Record]
 	Store  *store.Store
@@ -51,6 +55,8 @@ type Config struct {
 	Cache string
 	// InUse names the virtual environments that were made of an image and need it.
 	InUse func(ctx context.Context, digest string) ([]string, error)
+	// Peers are where bases come from that this host lacks; nil: there are none.
+	Peers Peers
 	Log   *slog.Logger
 }
 
@@ -59,7 +65,9 @@ type Library struct {
 	Config
 
 	mu     sync.Mutex
-	claims map[string]map[string]string // digest → who works with its bases → what it does
+	claims map[string]map[string]string // digest → who works with its bases → what it does; guarded by mu
+
+	flights flights
 }
 
 // NewLibrary makes the staging directory, and its operations known to the engine (before Engine.Recover). It starts nothing.
@@ -123,7 +131,7 @@ func (l *Library) List(ctx context.Context) ([]api.Image, error) {
 	}
 	images := make([]api.Image, 0, len(recs))
 	for _, rec := range recs {
-		images = append(images, rec.Value.Image)
+		images = append(images, rec.Value.shown())
 	}
 	slices.SortFunc(images, func(a, b api.Image) int {
 		return strings.Compare(firstName(a), firstName(b))
@@ -142,7 +150,7 @@ func firstName(i api.Image) string {
 // Resolve finds an image by alias, digest, or a unique prefix of at least 12 of the digest's hex digits.
 func (l *Library) Resolve(ctx context.Context, ref string) (api.Image, error) {
 	rec, err := l.resolve(ctx, ref)
-	return rec.Value.Image, err
+	return rec.Value.shown(), err
 }
 
 // leastDigits of a digest that name an image.
@@ -194,10 +202,13 @@ func DiskBase(i api.Image) string { return baseID(i.Digest) }
 
 func baseID(digest string) string { return strings.ReplaceAll(digest, ":", "-") }
 
+func digestOf(base string) string { return strings.Replace(base, "-", ":", 1) }
+
 // What is done with an image's bases.
 const (
 	beingMade     = "made"
 	beingExported = "exported"
+	beingFetched  = "fetched"
 	beingDeleted  = "deleted"
 )
 

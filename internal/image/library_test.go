@@ -56,7 +56,7 @@ func (w *world) boot(t testing.TB) *operation.Engine {
 	t.Cleanup(func() { _ = engine.Close(context.Background()) })
 	var err error
 	w.lib, err = NewLibrary(Config{
-		Pool: w.pool, Images: NewTable(w.store), Store: w.store, Engine: w.engine,
+		Host: "h1", Pool: w.pool, Images: NewTable(w.store), Store: w.store, Engine: w.engine,
 		Staging: filepath.Join(w.dir, "staging"), Cache: w.cache(),
 		InUse: func(context.Context, string) ([]string, error) { return w.users, nil },
 	})

@@ -290,8 +290,12 @@ func (l *Library) publish(ctx context.Context, r *makingRun) error {
 		switch {
 		case rec.Key == s.Image.Digest:
 			known = true
+			changed := l.here(&rec.Value, s)
 			if !slices.Contains(aliases, s.Alias) {
 				rec.Value.Image.Aliases = append(slices.Clone(aliases), s.Alias)
+				changed = true
+			}
+			if changed {
 				ops = append(ops, l.Images.OpUpdate(rec))
 			}
 			image = rec.Value.Image
@@ -302,7 +306,10 @@ func (l *Library) publish(ctx context.Context, r *makingRun) error {
 	}
 	if !known {
 		image.Aliases = []string{s.Alias}
-		ops = append(ops, l.Images.OpCreate(image.Digest, Record{Image: image, Tree: s.Tree, Disk: s.Disk}))
+		made := Record{Image: image, Tree: s.Tree, Disk: s.Disk}
+		l.here(&made, s)
+		image = made.Image
+		ops = append(ops, l.Images.OpCreate(image.Digest, made))
 	}
 	if len(ops) > 0 {
 		if _, err := l.Store.Txn(ctx, ops...); err != nil {
@@ -312,6 +319,12 @@ func (l *Library) publish(ctx context.Context, r *makingRun) error {
 	r.Result(image)
 	l.unclaim(image.Digest, r.ID)
 	return l.removeWork(ctx, r)
+}
+
+// here notes in a record that this host has what was made, and reports whether that was news.
+func (l *Library) here(rec *Record, s *making) bool {
+	tree := s.Tree && rec.setOn(storage.Tree, l.Host, true)
+	return s.Disk && rec.setOn(storage.Disk, l.Host, true) || tree
 }
 
 // removeWork removes all that the operation had outside the pool.

@@ -150,7 +150,7 @@ func (b bootstrap) args() []string {
 		"--dpkgopt=path-exclude=/usr/share/info/*", "--dpkgopt=path-exclude=/usr/share/lintian/*",
 		`--aptopt=APT::Install-Recommends "false"`,
 		"--skip=download/empty", "--skip=essential/unlink",
-		`--setup-hook=mkdir -p "$1"/var/cache/apt/archives && find ` + cache + ` -name '*.deb' -exec cp --reflink=auto -t "$1"/var/cache/apt/archives {} +`,
+		`--setup-hook=mkdir -p "$1"/usr/share/man/man1 "$1"/var/cache/apt/archives && find ` + cache + ` -name '*.deb' -exec cp --reflink=auto -t "$1"/var/cache/apt/archives {} +`,
 		`--essential-hook=cp -r --preserve=mode ` + overlay + `/. "$1"`,
 		`--customize-hook=sh ` + customize + ` "$1" ` + cache,
 		"--include=" + strings.Join(b.suite.packages(b.cloudInit, b.packages), ","),

@@ -56,12 +56,7 @@ func growTable(f *os.File, size int64) (bool, error) {
 	if err != nil {
 		return false, nil // not ours: ours was written by us and is whole
 	}
-	var root *gpt.Partition
-	for _, p := range table.Partitions {
-		if p.Index == rootNumber && p.Name == rootLabel {
-			root = p
-		}
-	}
+	root := rootPartition(table)
 	end := uint64((size-alignment)/sectorSize - 1)
 	if root == nil || root.End >= end {
 		return false, nil
@@ -71,6 +66,16 @@ func growTable(f *os.File, size int64) (bool, error) {
 	}
 	root.End, root.Size = end, (end-root.Start+1)*sectorSize
 	return true, table.Write(unsynced{f}, size)
+}
+
+// rootPartition is the root's in a partition table of ours; nil: it is another's.
+func rootPartition(table *gpt.Table) *gpt.Partition {
+	for _, p := range table.Partitions {
+		if p.Index == rootNumber && p.Name == rootLabel {
+			return p
+		}
+	}
+	return nil
 }
 
 // unsynced hides a file's Sync: the disk is new, and a host that goes down now makes it again.

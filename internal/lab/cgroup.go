@@ -210,7 +210,7 @@ func (l *Lab) initPID(name string) int {
 	for _, pid := range strings.Fields(string(data)) {
 		// A VE's own first process is further down.
 		argv, _ := os.ReadFile("/proc/" + pid + "/cmdline")
-		if ids := nsPIDs(pid); len(ids) == depth+1 && ids[depth] == "1" && strings.HasPrefix(string(argv), "polder\x00lab\x00init\x00") {
+		if ids := nsPIDs(pid); len(ids) == depth+1 && ids[depth] == "1" && (strings.HasPrefix(string(argv), "polder\x00lab\x00init\x00") || l.isUpMachine(name, string(argv))) {
 			n, _ := strconv.Atoi(pid)
 			return n
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -58,6 +59,9 @@ func enter(spec hostSpec, control *os.File) error {
 		return fmt.Errorf("set the host's name: %w", err)
 	}
 	root := filepath.Join(spec.Dir, "root")
+	if len(spec.QEMU) > 0 {
+		return enterMachine(spec, root, control)
+	}
 	if err := mountRoot(spec, root); err != nil {
 		return err
 	}
@@ -80,6 +84,36 @@ func enter(spec hostSpec, control *os.File) error {
 	env := []string{"PATH=" + hostPath, "HOME=/root", "LANG=C.UTF-8", "container=polder-lab", daemonVariable + "=" + string(daemon)}
 	err = unix.Exec(hostBin+"/polder", []string{"polder", "lab", "init", spec.Name}, env)
 	return fmt.Errorf("become PID 1: %w", err)
+}
+
+// enterMachine becomes QEMU, out of the Debian root and with the machine's directories that it needs where the machine has
+// them. It has no network but the descriptors that it was given.
+func enterMachine(spec hostSpec, root string, control io.Reader) error {
+	if err := mountLayers(spec, root); err != nil {
+		return err
+	}
+	for _, m := range []mount{
+		{"proc", "proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"tmpfs", "dev", "tmpfs", unix.MS_NOSUID, "mode=755,size=1m,nr_inodes=4096"},
+		{"tmpfs", "tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
+		bind(spec.Lab, spec.Lab),
+		bind(spec.Cache, spec.Cache),
+	} {
+		if err := m.mount(root); err != nil {
+			return err
+		}
+	}
+	if err := makeDevices(filepath.Join(root, "dev")); err != nil {
+		return fmt.Errorf("make devices: %w", err)
+	}
+	if _, err := control.Read(make([]byte, 2)); err != nil {
+		return fmt.Errorf("the command that started the host ended: %w", err)
+	}
+	if err := pivot(root); err != nil {
+		return err
+	}
+	err := unix.Exec("/usr/bin/"+spec.QEMU[0], spec.QEMU, []string{"PATH=" + hostPath})
+	return fmt.Errorf("become QEMU: %w", err)
 }
 
 // enterCgroup makes the host's cgroup the root of a namespace and its children's controllers those of the machine.
@@ -107,12 +141,8 @@ type mount struct {
 
 // mountRoot builds the host's file systems at root. Nothing of it is seen outside of the host's mount namespace.
 func mountRoot(spec hostSpec, root string) error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make the mounts private: %w", err)
-	}
-	layers := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", spec.Lower, filepath.Join(spec.Dir, "upper"), filepath.Join(spec.Dir, "work"))
-	if err := unix.Mount("overlay", root, "overlay", 0, layers); err != nil {
-		return fmt.Errorf("mount the root (%s): %w", layers, err)
+	if err := mountLayers(spec, root); err != nil {
+		return err
 	}
 	const safe = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	for _, m := range []mount{
@@ -148,6 +178,18 @@ func mountRoot(spec hostSpec, root string) error {
 		if err := m.mount(root); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// mountLayers mounts the root, in a mount namespace that nothing is seen of outside.
+func mountLayers(spec hostSpec, root string) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make the mounts private: %w", err)
+	}
+	layers := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", spec.Lower, filepath.Join(spec.Dir, "upper"), filepath.Join(spec.Dir, "work"))
+	if err := unix.Mount("overlay", root, "overlay", 0, layers); err != nil {
+		return fmt.Errorf("mount the root (%s): %w", layers, err)
 	}
 	return nil
 }

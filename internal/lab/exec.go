@@ -37,11 +37,19 @@ func (l *Lab) Exec(ctx context.Context, name string, argv []string, stdin io.Rea
 	if len(argv) == 0 {
 		return 0, api.Errorf(api.Invalid, "run in lab host %s: no command", name)
 	}
+	r, err := l.readRecord()
+	if err != nil {
+		return 0, err
+	}
+	return l.backend(r).exec(ctx, name, pid, argv, stdin, stdout, stderr)
+}
+
+func (b namespaces) exec(ctx context.Context, name string, pid int, argv []string, stdin io.Reader, stdout, stderr io.Writer) (int, error) {
 	nsenter, err := command.Find("nsenter")
 	if err != nil {
 		return 0, err
 	}
-	dir, err := l.cgroup(name, initLeaf)
+	dir, err := b.l.cgroup(name, initLeaf)
 	if err != nil {
 		return 0, err
 	}
@@ -55,13 +63,18 @@ func (l *Lab) Exec(ctx context.Context, name string, argv []string, stdin io.Rea
 	}, argv...)
 	cmd := exec.CommandContext(ctx, nsenter, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stderr
-	cmd.Env = []string{"PATH=" + hostPath, "HOME=/root", "LANG=C.UTF-8", "TERM=" + os.Getenv("TERM")}
+	cmd.Env = execEnv()
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd())}
 	err = startIn(cmd, pid)
 	if err != nil {
 		return 0, api.Errorf(api.Unavailable, "run in lab host %s: %w", name, err)
 	}
 	return wait(cmd, name)
+}
+
+// execEnv is the environment of a command in a host.
+func execEnv() []string {
+	return []string{"PATH=" + hostPath, "HOME=/root", "LANG=C.UTF-8", "TERM=" + os.Getenv("TERM")}
 }
 
 // startIn starts cmd in the namespaces of pid, all but that of mounts, which takes a process of one thread: nsenter. In the

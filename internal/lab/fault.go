@@ -2,7 +2,7 @@ package lab
 
 import (
 	"context"
-	"time"
+	"errors"
 
 	"polder/api"
 )
@@ -36,47 +36,43 @@ func (l *Lab) Start(ctx context.Context, name string, report Report) error {
 		if l.initPID(name) != 0 {
 			return api.Errorf(api.Precondition, "lab host %s is running already", name)
 		}
-		r, err := l.makeBase()
-		if err != nil {
-			return err
-		}
-		lower, err := l.makeRoot(ctx, report)
+		r, err := l.makeBase(UpOptions{})
 		if err != nil {
 			return err
 		}
 		if _, err := l.copyBinary(); err != nil {
 			return err
 		}
+		b := l.backend(r)
+		base, err := b.prepare(ctx, report)
+		if err != nil {
+			return err
+		}
 		o, uplink, err := l.makeNetwork(ctx, r, report)
 		if err != nil {
 			return err
 		}
-		if err := l.makeHost(n, DefaultPoolSize); err != nil {
+		if err := b.makeHost(ctx, n, DefaultPoolSize); err != nil {
 			return err
 		}
 		if err := l.writeNames(r, o); err != nil {
 			return err
 		}
-		start := time.Now()
-		if err := l.startHost(ctx, hostEnv{record: r, lower: lower, outside: o, uplink: uplink, daemon: l.daemon}, n); err != nil {
+		env := hostEnv{record: r, base: base, outside: o, uplink: uplink, daemon: l.daemon}
+		if r.Cluster && !l.joined(n) && n != 1 {
+			return l.joinUp(ctx, env, n, false, report)
+		}
+		wait, err := l.bringUp(ctx, env, n, "", false, report)
+		if err != nil {
 			return err
 		}
-		if err := l.waitReady(ctx, n, time.Time{}); err != nil {
-			return err
+		alone, err := l.mayLackMajority(r)
+		if err == nil && alone {
+			report("%s: is running; its daemon waits for more hosts of its cluster", name)
+			return nil
 		}
-		report("%s: up in %s", name, seconds(start))
-		return nil
+		return errors.Join(err, wait())
 	})
-}
-
-// Cut cuts the cable between a host and the switch: the host's own link goes down.
-func (l *Lab) Cut(name string) error {
-	return l.change(name, func(n int) error { return l.setCable(n, false) })
-}
-
-// Heal mends what Cut cut.
-func (l *Lab) Heal(name string) error {
-	return l.change(name, func(n int) error { return l.setCable(n, true) })
 }
 
 // change runs f on a host of the lab, with the lab locked.

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -25,7 +26,8 @@ const (
 	settled = time.Second
 )
 
-// reaper is PID 1 of a host: it reaps every process that ends and keeps the daemon running. One goroutine.
+// reaper is PID 1 of a host: it reaps every process that ends and keeps the daemon running. One goroutine, save for
+// spawn and restart, which others may call.
 type reaper struct {
 	argv    []string
 	env     []string
@@ -34,6 +36,11 @@ type reaper struct {
 	started time.Time
 	delay   time.Duration
 	ending  bool
+	signals chan os.Signal
+
+	mu      sync.Mutex // guards what follows
+	waiting map[int]chan<- syscall.WaitStatus
+	ended   []chan<- struct{} // to be closed at the end of the daemon
 }
 
 // Init is PID 1 of a host (the hidden command `polder lab init`). SIGTERM ends the daemon, then the host; SIGHUP restarts
@@ -44,16 +51,62 @@ func Init() error {
 		return api.Errorf(api.Invalid, "lab init: it is only for polder lab up to run")
 	}
 	os.Unsetenv(daemonVariable)
+	r, err := newReaper(argv)
+	if err != nil {
+		return err
+	}
+	r.run(r.signals)
+	return nil
+}
+
+func newReaper(argv []string) (*reaper, error) {
 	log, err := os.OpenFile(filepath.Join("/var/log/polder", daemonLog), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
-		return api.Errorf(api.Internal, "open the daemon's log: %w", err)
+		return nil, api.Errorf(api.Internal, "open the daemon's log: %w", err)
 	}
 	// A child may end before anybody asks; the first signal must not be lost.
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGCHLD, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	r := &reaper{argv: argv, env: os.Environ(), log: log}
-	r.run(signals)
-	return nil
+	return &reaper{argv: argv, env: os.Environ(), log: log, signals: signals, waiting: map[int]chan<- syscall.WaitStatus{}}, nil
+}
+
+// spawn starts a process; the channel gets how it ended.
+func (r *reaper) spawn(path string, argv []string, attr *syscall.ProcAttr) (int, <-chan syscall.WaitStatus, error) {
+	r.mu.Lock() // reap must not miss it
+	defer r.mu.Unlock()
+	pid, err := syscall.ForkExec(path, argv, attr)
+	if err != nil {
+		return 0, nil, err
+	}
+	ended := make(chan syscall.WaitStatus, 1)
+	r.waiting[pid] = ended
+	return pid, ended, nil
+}
+
+// restart ends the daemon, and returns when it has ended. The next one is started by and by.
+func (r *reaper) restart() {
+	ended := make(chan struct{})
+	r.mu.Lock()
+	r.ended = append(r.ended, ended)
+	r.mu.Unlock()
+	r.signals <- syscall.SIGHUP
+	<-ended
+}
+
+// tell hands on that a process has ended.
+func (r *reaper) tell(pid int, status syscall.WaitStatus, daemon bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if ended, ok := r.waiting[pid]; ok {
+		ended <- status
+		delete(r.waiting, pid)
+	}
+	if daemon {
+		for _, ended := range r.ended {
+			close(ended)
+		}
+		r.ended = nil
+	}
 }
 
 func (r *reaper) run(signals <-chan os.Signal) {
@@ -75,6 +128,9 @@ func (r *reaper) run(signals <-chan os.Signal) {
 				}
 			case syscall.SIGHUP:
 				r.kill(syscall.SIGTERM)
+				if r.pid == 0 {
+					r.tell(0, 0, true)
+				}
 			default:
 				r.ending = true
 				r.kill(syscall.SIGTERM)
@@ -119,6 +175,7 @@ func (r *reaper) reap() (daemon bool) {
 		if err != nil || pid <= 0 {
 			return daemon
 		}
+		r.tell(pid, status, pid == r.pid)
 		if pid == r.pid {
 			r.pid = 0
 			daemon = true

@@ -76,6 +76,16 @@ func Open(dir, cache string) (*Lab, error) {
 	}, nil
 }
 
+// OpenOn is Open for a lab whose hosts' root is a copy-on-write child of an existing one, which has all that a host takes.
+// It is for tests that run on a lab host: that one's own root will do.
+func OpenOn(root, dir, cache string) (*Lab, error) {
+	l, err := Open(dir, cache)
+	if err == nil {
+		l.root = root
+	}
+	return l, err
+}
+
 // absolute resolves the links in path, as far as it exists: the same directory is the same lab, however it is named.
 func absolute(path, fallback string) (string, error) {
 	if path == "" {

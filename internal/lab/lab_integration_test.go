@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"syscall"
@@ -88,7 +89,7 @@ func leftovers(t *testing.T, l *Lab) map[string][]string {
 
 func up(t *testing.T, l *Lab, hosts int) []Host {
 	t.Helper()
-	list, err := l.Up(t.Context(), UpOptions{Hosts: hosts, PoolSize: leastPoolSize, Report: t.Logf})
+	list, err := l.Up(t.Context(), UpOptions{Hosts: hosts, Alone: true, PoolSize: leastPoolSize, Report: t.Logf})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +163,7 @@ func TestCutAndHeal(t *testing.T) {
 	l := testLab(t)
 	up(t, l, 2)
 	mustIn(t, l, "h1", "ping -4 -c1 -W2 h2 && ping -6 -c1 -W2 h2")
-	if err := l.Cut("h2"); err != nil {
+	if err := l.Cut(t.Context(), "h2"); err != nil {
 		t.Fatal(err)
 	}
 	if code, out := in(t, l, "h1", "ping -c1 -W1 h2"); code == 0 {
@@ -171,10 +172,68 @@ func TestCutAndHeal(t *testing.T) {
 	if hosts, _ := l.List(); hosts[1].State != HostCut || hosts[0].State != HostRunning {
 		t.Errorf("got %+v", hosts)
 	}
-	if err := l.Heal("h2"); err != nil {
+	if err := l.Heal(t.Context(), "h2"); err != nil {
 		t.Fatal(err)
 	}
 	mustIn(t, l, "h1", "ping -4 -c3 -i0.2 -W2 h2 && ping -6 -c3 -i0.2 -W2 h2")
+}
+
+func TestCutBetweenTwo(t *testing.T) {
+	l := testLab(t)
+	up(t, l, 3)
+	if err := l.CutBetween(t.Context(), "h2", "h1"); err != nil {
+		t.Fatal(err)
+	}
+	if code, out := in(t, l, "h1", "ping -c1 -W1 h2"); code == 0 {
+		t.Errorf("h2 answers h1: %s", out)
+	}
+	mustIn(t, l, "h3", "ping -c3 -i0.2 -W2 h1 && ping -c3 -i0.2 -W2 h2")
+	if hosts, _ := l.List(); !slices.Equal(hosts[0].CutFrom, []string{"h2"}) || hosts[2].CutFrom != nil {
+		t.Errorf("got %+v", hosts)
+	}
+	if err := l.HealBetween(t.Context(), "h1", "h2"); err != nil {
+		t.Fatal(err)
+	}
+	mustIn(t, l, "h1", "ping -c3 -i0.2 -W2 h2")
+}
+
+func TestShapedCable(t *testing.T) {
+	l := testLab(t)
+	up(t, l, 2)
+	shaped := func(s Shape) string {
+		t.Helper()
+		if err := l.Shape(t.Context(), "h1", s); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command("nsenter", "--net="+l.path(switchFile), "tc", "qdisc").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	plain := shaped(Shape{})
+	queues := shaped(Shape{RateBits: 1e6})
+	if strings.Count(queues, "rate 1Mbit") != 2 {
+		t.Errorf("queues of the switch: %s", queues)
+	}
+	if err := l.Kill(t.Context(), "h1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Start(t.Context(), "h1", t.Logf); err != nil {
+		t.Fatal(err)
+	}
+	mustIn(t, l, "h1", "ping -c3 -i0.2 -W2 h2")
+	if hosts, _ := l.List(); hosts[0].Shape == nil || hosts[0].Shape.RateBits != 1e6 {
+		t.Errorf("after its death: %+v", hosts[0])
+	}
+	shaped(Shape{LossPercent: 100})
+	if code, out := in(t, l, "h1", "ping -c3 -i0.2 -W1 h2"); code == 0 {
+		t.Errorf("h2 answers although everything is lost: %s", out)
+	}
+	if now := shaped(Shape{}); strings.Count(now, "\n") != strings.Count(plain, "\n") || strings.Contains(now, "tbf") {
+		t.Errorf("a plain cable again: %s", now)
+	}
+	mustIn(t, l, "h1", "ping -c3 -i0.2 -W2 h2")
 }
 
 // A daemon that is killed comes back; what it left behind lives on.

@@ -56,15 +56,11 @@ func upAlone(dir string) error {
 	if err != nil {
 		return err
 	}
-	_, err = l.Up(context.Background(), UpOptions{Hosts: 2, PoolSize: leastPoolSize})
+	_, err = l.Up(context.Background(), UpOptions{Hosts: 2, Alone: true, PoolSize: leastPoolSize})
 	return err
 }
 
 // openTest opens a lab whose hosts' root is the root of this machine: tests run on a lab host, which has all it takes.
 func openTest(dir string) (*Lab, error) {
-	l, err := Open(dir, dir+".cache")
-	if err == nil {
-		l.root = "/"
-	}
-	return l, err
+	return OpenOn("/", dir, dir+".cache")
 }

@@ -20,10 +20,17 @@ const (
 // record is what a lab has to remember of choices that depend on what the machine was like when it was made.
 type record struct {
 	Version int          `json:"version"`
+	Backend Backend      `json:"backend,omitempty"` // "": Namespaces
 	Subnet  netip.Prefix `json:"subnet"`
 	Subnet6 netip.Prefix `json:"subnet6"`
+	// Cluster says that the hosts are to be one; Sites, over how many sites they are spread (0: no site is named).
+	Cluster bool `json:"cluster,omitempty"`
+	Sites   int  `json:"sites,omitempty"`
 	// Controllers were switched on for the children of the machine's root cgroup, and are switched off at the end.
 	Controllers []string `json:"controllers,omitempty"`
+	// Shapes are the cables that are not plain, by host; Cuts the pairs of hosts that don't hear each other.
+	Shapes map[string]Shape `json:"shapes,omitempty"`
+	Cuts   [][2]string      `json:"cuts,omitempty"`
 }
 
 // readRecord gives nil when the lab has none yet.
@@ -60,7 +67,7 @@ func (l *Lab) writeRecord(r *record) error {
 }
 
 // makeRecord chooses the lab's subnets: from its id, past those that the machine uses.
-func (l *Lab) makeRecord() (*record, error) {
+func (l *Lab) makeRecord(o UpOptions) (*record, error) {
 	used, err := machinePrefixes()
 	if err != nil {
 		return nil, err
@@ -71,7 +78,7 @@ func (l *Lab) makeRecord() (*record, error) {
 	}
 	id, _ := hex.DecodeString(l.id)
 	ula := [16]byte{0xfd, 0x70, id[0], id[1], id[2], id[3]}
-	r := &record{Version: recordVersion, Subnet: subnet, Subnet6: netip.PrefixFrom(netip.AddrFrom16(ula), 64)}
+	r := &record{Version: recordVersion, Backend: o.Backend, Cluster: !o.Alone && !o.NoDaemon, Sites: o.Sites, Subnet: subnet, Subnet6: netip.PrefixFrom(netip.AddrFrom16(ula), 64)}
 	return r, l.writeRecord(r)
 }
 

@@ -19,25 +19,33 @@ import (
 )
 
 // rootFormat goes up when the way a root is made changes.
-const rootFormat = 1
+const rootFormat = 2
 
-const rootSuite = "trixie"
+const (
+	rootSuite = "trixie"
+	// newerSuite has what rootSuite has not, or too old: newerPackages and nothing else is taken from it.
+	newerSuite = "forky"
+)
 
 // unfinished marks a root that is being built, or was when its builder was killed.
 const unfinished = ".new"
 
 // rootPackages are in every host's root: what `polder serve` runs, what its tests need, and what people expect.
 var rootPackages = []string{
-	"attr", "acl", "bash-completion", "btrfs-progs", "busybox-static", "ca-certificates", "crun", "curl",
+	"attr", "acl", "bash-completion", "btrfs-progs", "busybox-static", "ca-certificates", "crun", "criu", "curl",
 	"debian-archive-keyring", "dnsmasq-base", "dosfstools", "e2fsprogs", "fdisk", "gpg", "gpgv", "grub-common",
-	"grub-efi-amd64-bin", "grub-pc-bin", "iproute2", "iptables", "iputils-ping", "kmod", "less", "mmdebstrap", "mtools", "nftables",
+	"grub-efi-amd64-bin", "grub-pc-bin", "iperf3", "iproute2", "iptables", "iputils-ping", "kmod", "less", "mmdebstrap", "mtools", "nftables",
 	"openssh-client", "ovmf", "procps", "psmisc", "qemu-system-x86", "qemu-utils", "seabios", "squashfs-tools",
-	"squashfs-tools-ng", "systemd", "udev", "uidmap", "util-linux", "xz-utils", "zstd",
+	"squashfs-tools-ng", "systemd", "tcpdump", "udev", "uidmap", "util-linux", "wireguard-tools", "xz-utils", "zstd",
 }
+
+// newerPackages are criu and what it needs newer than rootSuite has it. Debian 13 is without criu, and the kernel that lab
+// hosts run on is the machine's: from 6.16 on it takes criu 4.2.
+var newerPackages = []string{"criu", "libcompel1", "libnet9", "libnl-3-200", "libnl-route-3-200"}
 
 // rootKey names the root that rootPackages make.
 func rootKey() string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s %s", rootFormat, rootSuite, strings.Join(rootPackages, " ")))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s %s %s %s", rootFormat, rootSuite, strings.Join(rootPackages, " "), newerSuite, strings.Join(newerPackages, " ")))
 	return hex.EncodeToString(sum[:6])
 }
 
@@ -130,6 +138,7 @@ func (l *Lab) buildRoot(ctx context.Context, dir string, report Report) error {
 		"mmdebstrap", "--mode=root", "--variant=minbase", "--include=" + strings.Join(rootPackages, ","),
 		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
 		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+		"--setup-hook=" + newerSource(mirror),
 		rootSuite, tmp,
 		"deb " + mirror + " " + rootSuite + " main",
 		"deb " + mirror + " " + rootSuite + "-updates main",
@@ -162,9 +171,24 @@ func (l *Lab) buildRoot(ctx context.Context, dir string, report Report) error {
 	return err
 }
 
+// The files of a root that name newerSuite to apt; they go when it is built.
+const (
+	newerList = "etc/apt/sources.list.d/" + newerSuite + ".list"
+	newerPins = "etc/apt/preferences.d/" + newerSuite
+)
+
+// newerSource is the shell command that lets apt take newerPackages from newerSuite. Its release file is used also when
+// a mirror that lags behind has one past its date.
+func newerSource(mirror string) string {
+	source := fmt.Sprintf(`deb [check-valid-until=no] %s %s main\n`, mirror, newerSuite)
+	pins := fmt.Sprintf(`Package: *\nPin: release n=%[1]s\nPin-Priority: -1\n\nPackage: %[2]s\nPin: release n=%[1]s\nPin-Priority: 990\n`,
+		newerSuite, strings.Join(newerPackages, " "))
+	return fmt.Sprintf(`printf '%s' >"$1/%s" && printf '%s' >"$1/%s"`, source, newerList, pins, newerPins)
+}
+
 // finishRoot removes what must differ between hosts, and writes it all to disk before the rename makes it the root.
 func finishRoot(dir string) error {
-	for _, f := range []string{"etc/hostname", "etc/resolv.conf", "etc/machine-id", "var/lib/dbus/machine-id"} {
+	for _, f := range []string{"etc/hostname", "etc/resolv.conf", "etc/machine-id", "var/lib/dbus/machine-id", newerList, newerPins} {
 		if err := os.Remove(filepath.Join(dir, f)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -30,11 +30,13 @@ type hostSpec struct {
 	MachineID string       `json:"machine_id"`
 	Resolvers []netip.Addr `json:"resolvers"`
 	Daemon    []string     `json:"daemon"`
+	// QEMU is the command line of a host that is a virtual machine; then Lower and Dir, Lab and Cache are QEMU's.
+	QEMU []string `json:"qemu,omitempty"`
 }
 
-// makeHost makes the files of a host; what is there is kept.
-func (l *Lab) makeHost(n int, poolSize api.Bytes) error {
-	for _, d := range []string{"upper", "work", "root", "data", "run", "log"} {
+// makeDirectories makes those of a host.
+func (l *Lab) makeDirectories(n int, names ...string) error {
+	for _, d := range names {
 		dir := l.path(nameOf(n), d)
 		err := os.MkdirAll(dir, 0o755)
 		if err == nil {
@@ -44,16 +46,13 @@ func (l *Lab) makeHost(n int, poolSize api.Bytes) error {
 			return api.Errorf(api.Internal, "make lab host %s: %w", nameOf(n), err)
 		}
 	}
-	if err := makePoolFile(l.path(nameOf(n), poolFile), poolSize); err != nil {
-		return api.Errorf(api.Internal, "make lab host %s: %w", nameOf(n), err)
-	}
 	return nil
 }
 
 // hostEnv is what a host needs of the lab to start.
 type hostEnv struct {
 	record  *record
-	lower   string // the root below its own
+	base    base
 	outside outside
 	uplink  bool
 	daemon  []string // what PID 1 keeps running; empty: nothing
@@ -62,7 +61,7 @@ type hostEnv struct {
 // startHost starts a host that is not running, up to the point where PID 1 has its root, its network and its daemon's
 // command. When the caller dies before that, so does the host.
 func (l *Lab) startHost(ctx context.Context, env hostEnv, n int) error {
-	err := l.spawn(ctx, env, n)
+	err := l.backend(env.record).spawn(ctx, env, n)
 	if err == nil {
 		return nil
 	}
@@ -75,26 +74,14 @@ func (l *Lab) startHost(ctx context.Context, env hostEnv, n int) error {
 	return err
 }
 
-func (l *Lab) spawn(ctx context.Context, env hostEnv, n int) error {
-	name := nameOf(n)
-	cgroup, err := l.cgroup(name)
+func (b namespaces) spawn(ctx context.Context, env hostEnv, n int) error {
+	l, name := b.l, nameOf(n)
+	cgroup, err := l.clear(ctx, n)
 	if err != nil {
 		return err
 	}
-	if err := l.killHost(ctx, n); err != nil { // what is left of an earlier life
-		return err
-	}
-	if err := os.Mkdir(cgroup, 0o755); err != nil {
-		return err
-	}
-	if err := emptyDir(l.path(name, "run")); err != nil { // as /run is after a boot
-		return err
-	}
-	if err := os.MkdirAll(filepath.Join(l.cache, "images"), 0o755); err != nil {
-		return err
-	}
 	spec := hostSpec{
-		Name: name, Dir: l.path(name), Lab: l.dir, Lower: env.lower, Cache: l.cache, Cgroup: cgroup,
+		Name: name, Dir: l.path(name), Lab: l.dir, Lower: env.base.root, Cache: l.cache, Cgroup: cgroup,
 		MachineID: machineID(l.id, name), Resolvers: env.outside.resolvers, Daemon: env.daemon,
 	}
 	if !env.uplink {
@@ -109,6 +96,23 @@ func (l *Lab) spawn(ctx context.Context, env hostEnv, n int) error {
 		return err
 	}
 	return first.proceed()
+}
+
+// clear removes what is left of an earlier life of a host, and makes the cgroup of its next one.
+func (l *Lab) clear(ctx context.Context, n int) (cgroup string, err error) {
+	if err := l.killHost(ctx, n); err != nil {
+		return "", err
+	}
+	if cgroup, err = l.cgroup(nameOf(n)); err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(cgroup, 0o755); err != nil {
+		return "", err
+	}
+	if err := emptyDir(l.path(nameOf(n), "run")); err != nil { // as /run is after a boot
+		return "", err
+	}
+	return cgroup, os.MkdirAll(filepath.Join(l.cache, "images"), 0o755)
 }
 
 func emptyDir(dir string) error {
@@ -146,8 +150,8 @@ func (p *first) proceed() error {
 	return nil
 }
 
-// clone starts `polder lab enter` in new namespaces and in the host's cgroup.
-func (l *Lab) clone(spec hostSpec) (*first, error) {
+// clone starts `polder lab enter` in new namespaces and in the host's cgroup; it has files from descriptor 5 on.
+func (l *Lab) clone(spec hostSpec, files ...*os.File) (*first, error) {
 	specText, err := json.Marshal(spec)
 	if err != nil {
 		return nil, err
@@ -177,7 +181,7 @@ func (l *Lab) clone(spec hostSpec) (*first, error) {
 	cmd.Args[0] = "polder"
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), specVariable + "=" + string(specText)}
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = []*os.File{controlIn, statusOut}
+	cmd.ExtraFiles = append([]*os.File{controlIn, statusOut}, files...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid: true,
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET |

@@ -133,6 +133,9 @@ func (l *Lab) plug(r *record, n, pid int, uplink bool) error {
 		if err := l.cable(n, int(ns)); err != nil {
 			return err
 		}
+		if err := l.shapePort(r, nameOf(n)); err != nil {
+			return err
+		}
 	}
 	if err := setUp(inside, "lo"); err != nil {
 		return err
@@ -165,6 +168,9 @@ func (l *Lab) cable(n, ns int) error {
 	}
 	defer h.Close()
 	if old, err := h.LinkByName(nameOf(n)); err == nil {
+		if err := unshape(h, old); err != nil {
+			return err
+		}
 		if err := h.LinkDel(old); err != nil && !errors.Is(err, unix.ENODEV) {
 			return err
 		}

@@ -2,9 +2,9 @@ package lab
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"polder/api"
@@ -16,6 +16,9 @@ type Report func(format string, args ...any)
 // UpOptions say what Up makes.
 type UpOptions struct {
 	Hosts    int       // how many there shall be at least; 0: 1
+	Backend  Backend   // what they are made of; "": that of the lab when it is up, else Namespaces
+	Alone    bool      // a new lab's hosts are each a cluster of its own, instead of one together
+	Sites    int       // of a new lab: hosts are spread over site1, site2, …; 0: no site
 	PoolSize api.Bytes // of new hosts; 0: DefaultPoolSize
 	NoDaemon bool      // new hosts run no daemon until they are started again: they are for tests of its parts
 	Report   Report    // nil: silence
@@ -39,6 +42,8 @@ type Host struct {
 	Address string    `json:"address"`
 	Socket  string    `json:"socket"`
 	Log     string    `json:"log"`
+	Shape   *Shape    `json:"shape,omitempty"`    // of its cable; nil: a plain one
+	CutFrom []string  `json:"cut_from,omitempty"` // hosts that it was cut from, one by one
 }
 
 // URL is what the command line and other clients reach the host's daemon by.
@@ -85,6 +90,9 @@ func (o UpOptions) withDefaults() (UpOptions, error) {
 	if o.Report == nil {
 		o.Report = func(string, ...any) {}
 	}
+	if o.Sites < 0 || o.Sites > MaxHosts {
+		return o, api.Errorf(api.Invalid, "%d sites of a lab: want 0 to %d", o.Sites, MaxHosts)
+	}
 	if o.Hosts < 1 || o.Hosts > MaxHosts {
 		return o, api.Errorf(api.Invalid, "%d lab hosts: want 1 to %d", o.Hosts, MaxHosts)
 	}
@@ -102,15 +110,16 @@ func checkRoot() error {
 }
 
 func (l *Lab) up(ctx context.Context, o UpOptions) error {
-	r, err := l.makeBase()
-	if err != nil {
-		return err
-	}
-	lower, err := l.makeRoot(ctx, o.Report)
+	r, err := l.makeBase(o)
 	if err != nil {
 		return err
 	}
 	changed, err := l.copyBinary()
+	if err != nil {
+		return err
+	}
+	b := l.backend(r)
+	base, err := b.prepare(ctx, o.Report)
 	if err != nil {
 		return err
 	}
@@ -119,7 +128,7 @@ func (l *Lab) up(ctx context.Context, o UpOptions) error {
 		return err
 	}
 	for n := 1; n <= o.Hosts; n++ {
-		if err := l.makeHost(n, o.PoolSize); err != nil {
+		if err := b.makeHost(ctx, n, o.PoolSize); err != nil {
 			return err
 		}
 	}
@@ -130,34 +139,48 @@ func (l *Lab) up(ctx context.Context, o UpOptions) error {
 	if err != nil {
 		return err
 	}
-	env := hostEnv{record: r, lower: lower, outside: out, uplink: uplink, daemon: l.daemon}
+	env := hostEnv{record: r, base: base, outside: out, uplink: uplink, daemon: l.daemon}
 	if o.NoDaemon {
 		env.daemon = nil
 	}
-	for _, n := range all {
-		if err := l.bringUp(ctx, env, n, changed, o.Report); err != nil {
-			return err
-		}
+	if err := l.bringUpAll(ctx, env, all, changed, o.Report); err != nil {
+		return err
 	}
-	if uplink {
+	if uplink && r.backend() == Namespaces {
 		l.probe(ctx, all[0], out, o.Report)
 	}
 	return nil
 }
 
 // makeBase makes what is missing of what everything else stands on.
-func (l *Lab) makeBase() (*record, error) {
+func (l *Lab) makeBase(o UpOptions) (*record, error) {
 	r, err := l.readRecord()
 	if err == nil && r == nil {
-		r, err = l.makeRecord()
+		r, err = l.makeRecord(o)
 	}
 	if err != nil {
 		return nil, err
+	}
+	if why := o.differs(r); why != "" {
+		return nil, api.Errorf(api.Conflict, "the lab in %s %s: first remove it with polder lab down, or set POLDER_LAB to another directory", l.dir, why)
 	}
 	if err := os.MkdirAll(l.Shared(), 0o755); err != nil {
 		return nil, api.Errorf(api.Internal, "make the lab's shared directory: %w", err)
 	}
 	return r, l.makeCgroup(r)
+}
+
+// differs says what a lab that is there already has otherwise; "": nothing.
+func (o UpOptions) differs(r *record) string {
+	switch {
+	case o.Backend != "" && o.Backend != r.backend():
+		return fmt.Sprintf("has hosts of backend %q, not %q", r.backend(), o.Backend)
+	case o.Alone && r.Cluster:
+		return "is one cluster"
+	case o.Sites != 0 && o.Sites != r.Sites:
+		return fmt.Sprintf("has %d sites, not %d", r.Sites, o.Sites)
+	}
+	return ""
 }
 
 // makeNetwork makes what is missing of the switch and the way out, and says whether there is one.
@@ -166,6 +189,9 @@ func (l *Lab) makeNetwork(ctx context.Context, r *record, report Report) (o outs
 		return o, false, err
 	}
 	o = findOutside(ctx)
+	if err := l.setLinkRules(ctx, r); err != nil {
+		return o, false, err
+	}
 	uplink, err = l.makeUplink(ctx, r, o)
 	if err == nil && !uplink {
 		report("switch: no Debian mirror can be found from here: hosts have no way out")
@@ -173,39 +199,44 @@ func (l *Lab) makeNetwork(ctx context.Context, r *record, report Report) (o outs
 	return o, uplink, err
 }
 
-// bringUp gets one host to the point where its daemon answers.
-func (l *Lab) bringUp(ctx context.Context, env hostEnv, n int, changed bool, report Report) error {
+// bringUp gets one host to the point where its daemon starts; wait is to be called then, and waits until that answers.
+func (l *Lab) bringUp(ctx context.Context, env hostEnv, n int, token string, changed bool, report Report) (wait func() error, err error) {
 	start := time.Now()
-	name := nameOf(n)
+	name, b := nameOf(n), l.backend(env.record)
+	daemon := len(env.daemon) > 0
+	env.daemon = env.record.daemonOf(env.daemon, n, token)
 	if pid := l.initPID(name); pid != 0 {
-		if err := l.connect(env.record, n, pid, env.uplink); err != nil {
-			return err
+		if err := b.connect(env, n, pid); err != nil {
+			return nil, err
 		}
 		var old time.Time
 		if changed {
-			old = l.socketTime(n)
-			if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
-				return api.Errorf(api.Internal, "restart the daemon of lab host %s: %w", name, err)
+			if old, err = b.restart(ctx, n, pid); err != nil {
+				return nil, err
 			}
 			report("%s: is running; its daemon is restarted, the program is a new one", name)
 		} else {
 			report("%s: is running", name)
 		}
-		if len(env.daemon) == 0 {
-			return nil
-		}
-		return l.waitReady(ctx, n, old)
+		return func() error {
+			if !daemon {
+				return nil
+			}
+			return l.waitReady(ctx, n, old)
+		}, nil
 	}
 	if err := l.startHost(ctx, env, n); err != nil {
-		return err
+		return nil, err
 	}
-	if len(env.daemon) > 0 {
-		if err := l.waitReady(ctx, n, time.Time{}); err != nil {
-			return err
+	return func() error {
+		if daemon {
+			if err := l.waitReady(ctx, n, time.Time{}); err != nil {
+				return err
+			}
 		}
-	}
-	report("%s: up in %s", name, seconds(start))
-	return nil
+		report("%s: up in %s", name, seconds(start))
+		return nil
+	}, nil
 }
 
 // undoUp removes the hosts that were not there before, or the whole lab when there were none.
@@ -226,6 +257,9 @@ func (l *Lab) undoUp(ctx context.Context, before []int) error {
 			continue
 		}
 		if err := l.killHost(ctx, n); err != nil {
+			return err
+		}
+		if err := l.leave(ctx, n); err != nil {
 			return err
 		}
 		if err := os.RemoveAll(l.path(nameOf(n))); err != nil {
@@ -256,6 +290,10 @@ func (l *Lab) List() ([]Host, error) {
 		if r != nil {
 			v4, _ := r.address(n)
 			h.Address = v4.Addr().String()
+			h.CutFrom = r.cutFrom(h.Name)
+			if s, ok := r.Shapes[h.Name]; ok {
+				h.Shape = &s
+			}
 		}
 		switch {
 		case h.PID != 0 && cut[h.Name]:

@@ -148,8 +148,10 @@ type NIC struct {
 	// Addresses with the network's prefix length, and the gateways, for models that configure the inside from outside.
 	Addresses []netip.Prefix
 	Gateways  []netip.Addr
-	DNS       []netip.Addr
-	Domain    string // search domain
+	// Shut: it comes up with its gate shut (see Plug.Gate).
+	Shut   bool
+	DNS    []netip.Addr
+	Domain string // search domain
 }
 
 // Plug connects NICs to their networks; package network implements it. Idempotent.
@@ -159,6 +161,11 @@ type Plug interface {
 	Veth(ctx context.Context, nic NIC, pid int) error
 	// Tap makes a persistent tap device nic.HostName on the network's bridge that uid may open, and sets it up.
 	Tap(ctx context.Context, nic NIC, uid uint32) error
+	// Attach puts nic.HostName, a host's end that somebody else made, on the network's bridge with its gate shut, and sets it up.
+	Attach(ctx context.Context, nic NIC) error
+	// Gate opens or shuts a NIC on the host's side: shut, no packet passes either way, and the VE sees no loss of carrier. Opening
+	// takes effect at once. A NIC that is not there is api.NotFound.
+	Gate(ctx context.Context, nic NIC, open bool) error
 	// Unplug removes the host's end; a NIC that is not there is no error.
 	Unplug(ctx context.Context, nic NIC) error
 }

@@ -39,6 +39,10 @@ func admissionChains() map[string]string {
 
 // admit lets VEs' packets through the drop policies of others, as far as that can be done.
 func admit(ctx context.Context, cfg Config, dnsPort int, present []chain, log *slog.Logger) error {
+	overlay, err := findLink(cfg.overlayLink())
+	if err != nil {
+		return err
+	}
 	done := map[string]bool{}
 	for _, c := range present {
 		tool := c.iptables()
@@ -51,7 +55,7 @@ func admit(ctx context.Context, cfg Config, dnsPort int, present []chain, log *s
 			log.Warn("a firewall drops what VEs send", "table", c.Family+" "+c.Table, "chain", c.Name,
 				"remedy", fmt.Sprintf("nft insert rule %s %s %s iifname %s accept", c.Family, c.Table, c.Name, cfg.Bridge))
 		default:
-			if err := admitBy(ctx, tool, cfg, dnsPort); err != nil {
+			if err := admitBy(ctx, tool, admission(tool, cfg, dnsPort, overlay != nil)); err != nil {
 				return fmt.Errorf("network %q: let ves through the host's firewall: %w", cfg.Name, err)
 			}
 			done[tool] = true
@@ -61,9 +65,8 @@ func admit(ctx context.Context, cfg Config, dnsPort int, present []chain, log *s
 }
 
 // admitBy puts our chains into the tables of iptables or ip6tables, in the place of older ones.
-func admitBy(ctx context.Context, tool string, cfg Config, dnsPort int) error {
-	rules := strings.NewReader(admission(tool, cfg, dnsPort))
-	if _, err := command.Run(ctx, rules, tool+"-restore", "--noflush", "-w"); err != nil {
+func admitBy(ctx context.Context, tool, rules string) error {
+	if _, err := command.Run(ctx, strings.NewReader(rules), tool+"-restore", "--noflush", "-w"); err != nil {
 		return err
 	}
 	for from, to := range admissionChains() {
@@ -77,8 +80,9 @@ func admitBy(ctx context.Context, tool string, cfg Config, dnsPort int) error {
 	return nil
 }
 
-// admission is the text for iptables-restore: VEs may send anywhere, get answers, and use the network's services.
-func admission(tool string, cfg Config, dnsPort int) string {
+// admission is the text for iptables-restore: VEs may send anywhere, get answers, and use the network's services; joined hosts may
+// send each other their packets.
+func admission(tool string, cfg Config, dnsPort int, joined bool) string {
 	var b strings.Builder
 	b.WriteString("*filter\n:POLDER-INPUT - [0:0]\n:POLDER-FORWARD - [0:0]\n")
 	service := func(match string) { fmt.Fprintf(&b, "-A POLDER-INPUT -i %s -p %s -j ACCEPT\n", cfg.Bridge, match) }
@@ -90,6 +94,9 @@ func admission(tool string, cfg Config, dnsPort int) string {
 	} else {
 		service("udp --dport 67")
 		service("icmp --icmp-type echo-request")
+	}
+	if joined {
+		fmt.Fprintf(&b, "-A POLDER-INPUT -p udp -m multiport --dports %d,%d -j ACCEPT\n", vxlanPort, cryptPort)
 	}
 	fmt.Fprintf(&b, "-A POLDER-FORWARD -i %s -j ACCEPT\n", cfg.Bridge)
 	if cfg.NAT {

@@ -38,8 +38,8 @@ func TestParseChains(t *testing.T) {
 }
 
 func TestAdmission(t *testing.T) {
-	golden(t, "admission.iptables", admission("iptables", testConfig(), portDNS))
+	golden(t, "admission.iptables", admission("iptables", testConfig(), portDNS, false))
 	routed := testConfig()
 	routed.NAT = false
-	golden(t, "admission-routed.ip6tables", admission("ip6tables", routed, portDNSElse))
+	golden(t, "admission-routed.ip6tables", admission("ip6tables", routed, portDNSElse, true))
 }

@@ -18,15 +18,21 @@ import (
 
 // Fabric is this host's part of a network: it brings it up and down, publishes leases, and plugs VEs in.
 type Fabric struct {
+	// Prober is the command that runs the function Prober, for probes in a process of their own; empty: they run in this one. It is set
+	// before the first Probe.
+	Prober []string
+
 	dir      string
 	log      *slog.Logger
 	sysctls  sysctls
 	resolver resolver
 
 	changing sync.Mutex // held while the network is changed; taken before mu
+	overlay  sync.Mutex // held while the overlay's entries are changed; taken before mu
 
-	mu  sync.Mutex
-	cfg *Config // the network that is up; guarded by mu
+	mu      sync.Mutex
+	cfg     *Config // the network that is up; guarded by mu
+	dnsPort int     // on which its DNS listens; guarded by mu
 	// next is the publication that is still to begin, for later callers to share; guarded by mu.
 	next *publication
 }
@@ -81,7 +87,7 @@ func (f *Fabric) Up(ctx context.Context, cfg Config) error {
 		return err
 	}
 	f.mu.Lock()
-	f.cfg = &cfg
+	f.cfg, f.dnsPort = &cfg, port
 	f.mu.Unlock()
 	return nil
 }
@@ -110,7 +116,7 @@ func (f *Fabric) Down(ctx context.Context) error {
 	if cfg, err := f.saved(); err != nil {
 		errs = append(errs, err)
 	} else if cfg != nil {
-		errs = append(errs, bridgeDown(*cfg))
+		errs = append(errs, linkDown(cfg.overlayLink(), "vxlan"), cryptDown(ctx, *cfg), linkDown(cfg.hostPort(), "veth"), bridgeDown(*cfg))
 	}
 	errs = append(errs, f.sysctls.restore())
 	if err := errors.Join(errs...); err != nil {

@@ -3,7 +3,7 @@
 //
 // The parts are kept apart: Config and Allocate are pure; a bridge is made by netlink; nftables rules are text for nft;
 // DHCP and DNS are a dnsmasq process; Fabric puts them together and is the model.Plug. The package knows no store: which
-// leases there are is the caller's business. It does not filter traffic, and it does not join hosts.
+// leases there are is the caller's business. It does not filter traffic.
 //
 // dnsmasq is not a child of the daemon. It runs on when the daemon dies, and the next Fabric.Up finds it by its pid file
 // and its command line, so nothing is lost but the time of a few system calls.
@@ -24,17 +24,24 @@ import (
 // Config says what a network is. It is kept in the store and is the same on all hosts.
 type Config struct {
 	Name   string `json:"name"`
-	Bridge string `json:"bridge"` // name of the bridge on the host, at most 15 bytes
+	Bridge string `json:"bridge"` // name of the bridge on the host, at most 13 bytes: other links' names are made from it
 	// IPv4 and IPv6 are the gateway's (the host's own) addresses with the network's prefix length.
 	IPv4   netip.Prefix `json:"ipv4"`
 	IPv6   netip.Prefix `json:"ipv6"`
 	Domain string       `json:"domain"` // VEs are NAME.Domain
 	NAT    bool         `json:"nat"`    // what VEs send beyond the network leaves under the host's address
 	MTU    int          `json:"mtu"`
+	// Encrypted: what hosts send each other for VEs is; see Underlay.Crypt.
+	Encrypted bool `json:"encrypted,omitempty"`
 }
 
 // DefaultDomain is under the top-level domain that ICANN keeps for private use.
 const DefaultDomain = "polder.internal"
+
+// DefaultMTU fits between hosts in every way there is: VXLAN over IPv6 (70 bytes) in WireGuard over IPv6 (80), on links of 1500. So
+// a network's MTU, which VEs know from their start, need not change when a host joins, or when what hosts send each other is
+// to be encrypted.
+const DefaultMTU = 1500 - 70 - 80
 
 // Limits of a network's size. IPv6 is always /64: the VEs' addresses end in the EUI-64 of their MAC.
 const (
@@ -43,7 +50,7 @@ const (
 	bits6    = 64
 	minMTU   = 1280 // IPv6's least
 	maxMTU   = 65535
-	maxLink  = 15 // bytes of a link's name
+	maxLink  = 13 // bytes of a bridge's name; the kernel has 15 for a link's
 	maxLabel = 63 // bytes between two dots of a domain
 )
 
@@ -60,7 +67,7 @@ func (c Config) Validate() error {
 	}
 	switch {
 	case len(c.Bridge) > maxLink || !linkForm.MatchString(c.Bridge):
-		return api.Errorf(api.Invalid, "network %q: bridge name %q: want 1 to 15 lower-case letters, digits or ._- starting with a letter", c.Name, c.Bridge)
+		return api.Errorf(api.Invalid, "network %q: bridge name %q: want 1 to %d lower-case letters, digits or ._- starting with a letter", c.Name, c.Bridge, maxLink)
 	case !c.IPv4.Addr().Is4() || !c.IPv4.Addr().IsPrivate() || c.IPv4.Bits() < minBits4 || c.IPv4.Bits() > maxBits4:
 		return api.Errorf(api.Invalid, "network %q: ipv4 %q: want a private gateway address with a prefix of /%d to /%d, such as 10.87.0.1/24", c.Name, c.IPv4, minBits4, maxBits4)
 	case c.IPv4.Addr() == c.IPv4.Masked().Addr() || c.IPv4.Addr() == lastAddr(c.IPv4):
@@ -81,7 +88,7 @@ func (c Config) Validate() error {
 // first private /20 (room for some four thousand VEs) that overlaps none of them, from 10.87.0.0/20 on; the IPv6 prefix is a ULA drawn from seed
 // (RFC 4193), which should be random or the cluster's identity.
 func DefaultConfig(taken []netip.Prefix, seed string) (Config, error) {
-	cfg := Config{Name: "default", Bridge: "polder0", Domain: DefaultDomain, NAT: true, MTU: 1500}
+	cfg := Config{Name: "default", Bridge: "polder0", Domain: DefaultDomain, NAT: true, MTU: DefaultMTU}
 	for n := range 1 << 12 {
 		// 10.87.0.0, 10.87.16.0, …, 10.88.0.0, …, 10.255.240.0, 10.0.0.0, …
 		third := 87<<8 + n<<4

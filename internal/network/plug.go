@@ -35,9 +35,9 @@ func (f *Fabric) Veth(_ context.Context, nic model.NIC, pid int) error {
 }
 
 func (f *Fabric) veth(nic model.NIC, pid int) error {
-	mac, err := net.ParseMAC(nic.MAC)
-	if err != nil || len(mac) != 6 {
-		return api.Errorf(api.Invalid, "mac %q: want six bytes", nic.MAC)
+	mac, err := hardwareAddr(nic.MAC)
+	if err != nil {
+		return err
 	}
 	bridge, err := f.bridge(nic.Network)
 	if err != nil {
@@ -235,7 +235,7 @@ func (f *Fabric) Unplug(_ context.Context, nic model.NIC) error {
 	return wrap(err, "unplug %q from network %q", nic.HostName, nic.Network)
 }
 
-// attach makes the host's end of an interface a port of the bridge, and returns its index.
+// attach makes the host's end of an interface a port of the bridge, with its gate as nic.Shut says, and returns its index.
 func attach(nic model.NIC, bridge int) (port int, err error) {
 	link, err := findLink(nic.HostName)
 	if err != nil {
@@ -249,14 +249,35 @@ func attach(nic model.NIC, bridge int) (port int, err error) {
 			return 0, fmt.Errorf("set mtu %d: %w", nic.MTU, err)
 		}
 	}
-	// A port needs no address; every one would cost multicast groups and their reports.
-	if err := netlink.LinkSetIP6AddrGenMode(link, addrGenNone); err != nil {
-		return 0, fmt.Errorf("keep addresses off %q: %w", nic.HostName, err)
+	if err := silence(nic.HostName); err != nil {
+		return 0, err
+	}
+	if nic.Shut && link.Attrs().MasterIndex != bridge {
+		// A port joins with its gate open. While it is down, nothing passes.
+		if err := netlink.LinkSetDown(link); err != nil {
+			return 0, fmt.Errorf("set %q down: %w", nic.HostName, err)
+		}
 	}
 	if err := netlink.LinkSetMasterByIndex(link, bridge); err != nil {
 		return 0, fmt.Errorf("join bridge: %w", err)
 	}
-	return link.Attrs().Index, wrap(netlink.LinkSetUp(link), "set %q up", nic.HostName)
+	gate := openGate
+	if nic.Shut {
+		gate = shutGate
+	}
+	if err := gate(nic, link); err != nil {
+		return 0, fmt.Errorf("set gate: %w", err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return 0, fmt.Errorf("set %q up: %w", nic.HostName, err)
+	}
+	return link.Attrs().Index, nil
+}
+
+// silence keeps the host from sending anything of its own out of a port, such as reports of its multicast groups. What
+// the bridge forwards is not affected.
+func silence(link string) error {
+	return (&sysctls{}).write("net/ipv6/conf/"+link+"/disable_ipv6", "1")
 }
 
 // bridge is the index of the network's bridge.

@@ -79,7 +79,7 @@ func (s *sysctls) set(name, value string) error {
 }
 
 // write changes a setting for good: one of a link of ours, which goes away with the link.
-func (s *sysctls) write(name, value string) error {
+func (*sysctls) write(name, value string) error {
 	if was, err := readSetting(name); err != nil || was == value {
 		return err
 	}

@@ -29,6 +29,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if len(os.Args) == 2 && os.Args[1] == ProberArg {
+		if err := Prober(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	const inside = "POLDER_NETWORK_TEST_INSIDE"
 	if os.Getenv(inside) != "" {
 		os.Exit(m.Run())
@@ -189,6 +196,12 @@ func run(t *testing.T, argv ...string) string {
 		t.Fatalf("%v: %v: %s", argv, err, out)
 	}
 	return string(out)
+}
+
+// execOut runs a command that may fail.
+func execOut(argv ...string) (string, error) {
+	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+	return string(out), err
 }
 
 func wantIn(t *testing.T, text string, wants ...string) {

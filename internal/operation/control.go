@@ -55,17 +55,21 @@ func (e *Engine) Cancel(ctx context.Context, id string) error {
 	return err
 }
 
-// heedCancels ends the step under way of operations that are to be cancelled.
-func (e *Engine) heedCancels(changes <-chan store.Change[record]) {
+// heed ends the step under way of operations that are to be cancelled, and takes up those that another host has started for
+// this one, or handed over.
+func (e *Engine) heed(changes <-chan store.Change[record]) {
 	for c := range changes {
-		if c.Value == nil || !c.Value.CancelAsked || c.Value.Host != e.host {
+		if c.Value == nil || c.Value.Host != e.host {
 			continue
 		}
 		e.mu.Lock()
-		x := e.running[c.Key]
+		x, taking := e.running[c.Key], e.taking
 		e.mu.Unlock()
-		if x != nil {
+		switch {
+		case x != nil && c.Value.CancelAsked:
 			x.cancel(errCancelAsked)
+		case x == nil && taking && !c.Value.State.Final():
+			e.takeUpOne(c.Key)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,6 +30,7 @@ type Engine struct {
 	mu      sync.Mutex // guards what follows
 	kinds   map[string]*kind
 	running map[string]*execution
+	taking  bool // Recover was called: operations that others start for this host, or hand over, are taken up
 	faults  func(Point) error
 }
 
@@ -48,7 +50,7 @@ func New(s *store.Store, host string, log *slog.Logger) *Engine {
 	}
 	e.ctx, e.stop = context.WithCancelCause(context.Background())
 	changes := e.operations.Watch(e.ctx, 0)
-	e.wg.Go(func() { e.heedCancels(changes) })
+	e.wg.Go(func() { e.heed(changes) })
 	e.wg.Go(e.pruneNowAndThen)
 	return e
 }
@@ -84,6 +86,8 @@ type kind struct {
 // steps is a Run with its Definition, without their type. One call at a time.
 type steps interface {
 	do(ctx context.Context, i int) error
+	commit(ctx context.Context, i int) ([]store.Op, error)
+	on(i int) string // "": where it runs
 	undo(ctx context.Context, i int) error
 	state() (json.RawMessage, error)
 }
@@ -114,6 +118,8 @@ func Register[S any](e *Engine, d Definition[S]) {
 		panic(fmt.Sprintf("operation: kind %q has no steps", d.Kind))
 	case d.PointOfNoReturn != "" && k.noReturn == len(d.Steps):
 		panic(fmt.Sprintf("operation: kind %q has no step %q", d.Kind, d.PointOfNoReturn))
+	case slices.ContainsFunc(d.Steps[:k.noReturn], func(s Step[S]) bool { return s.On != nil }):
+		panic(fmt.Sprintf("operation: kind %q changes hosts before its point of no return", d.Kind))
 	}
 	e.kinds[d.Kind] = k
 }
@@ -124,6 +130,20 @@ type bound[S any] struct {
 }
 
 func (b *bound[S]) do(ctx context.Context, i int) error { return b.steps[i].Do(ctx, &b.run) }
+
+func (b *bound[S]) commit(ctx context.Context, i int) ([]store.Op, error) {
+	if b.steps[i].Commit == nil {
+		return nil, nil
+	}
+	return b.steps[i].Commit(ctx, &b.run)
+}
+
+func (b *bound[S]) on(i int) string {
+	if b.steps[i].On == nil {
+		return ""
+	}
+	return b.steps[i].On(&b.run.State)
+}
 
 func (b *bound[S]) undo(ctx context.Context, i int) error {
 	if b.steps[i].Undo == nil {

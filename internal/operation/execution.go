@@ -15,6 +15,15 @@ import (
 // errAbandoned ends an execution without a further word to the store: the engine was closed (or killed, in a test).
 var errAbandoned = errors.New("operation abandoned")
 
+// errRuns says that an operation runs in this process already.
+var errRuns = errors.New("the operation runs already")
+
+// errMoved is the answer to a write that came too late: see execution.write.
+var errMoved = errors.New("the operation has gone on")
+
+// conflictTries is how often a transaction is made anew because a record that it also writes has changed.
+const conflictTries = 100
+
 // errCancelAsked is the cause of a step's context once somebody asked for the operation to stop.
 var errCancelAsked = errors.New("cancelled")
 
@@ -34,6 +43,9 @@ type execution struct {
 	cancel        context.CancelCauseFunc
 
 	progress progress
+	// crossing says that a write may have happened that takes the operation past its point of no return: one was tried in this
+	// process, or perhaps by the one before. Only the operation's own goroutine uses it.
+	crossing bool
 
 	mu  sync.Mutex // guards rec; held while rec is written
 	rec store.Record[record]
@@ -61,13 +73,16 @@ func (e *Engine) newExecution(k *kind, rec store.Record[record]) (*execution, er
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.running[rec.Key] != nil {
+		x.cancel(errRuns)
+		return nil, errRuns
+	}
 	e.running[rec.Key] = x
 	return x, nil
 }
 
-// begin runs the execution in the background, unless the engine is closed. back, when set, is why it is undone instead of
-// done.
-func (x *execution) begin(back error) {
+// begin does the execution's work in the background, unless the engine is closed.
+func (x *execution) begin(work func()) {
 	x.e.mu.Lock()
 	defer x.e.mu.Unlock()
 	if x.e.ctx.Err() != nil {
@@ -75,7 +90,7 @@ func (x *execution) begin(back error) {
 	}
 	x.e.wg.Go(func() {
 		defer x.forget()
-		x.run(back)
+		work()
 	})
 }
 
@@ -135,16 +150,20 @@ type change struct {
 
 func newChange(apply func(*record)) change { return change{time.Now().UTC(), apply} }
 
+// more are further writes for the transaction that changes the record, made anew for each try.
+type more func() ([]store.Op, error)
+
 // write changes the record and writes it, with more in the same transaction. It copes with the one change that others
-// make, a request to cancel: with heed set, such a request is errCancelAsked, and nothing was written.
-func (x *execution) write(heed bool, c change, more ...store.Op) error {
+// make, a request to cancel: with heed set, such a request is errCancelAsked, and nothing was written. errMoved: an earlier
+// write, whose outcome was not known, has happened after all and taken the operation further than it is here.
+func (x *execution) write(heed bool, c change, with ...more) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.writeLocked(heed, c, more...)
+	return x.writeLocked(heed, c, with...)
 }
 
-func (x *execution) writeLocked(heed bool, c change, more ...store.Op) error {
-	for {
+func (x *execution) writeLocked(heed bool, c change, with ...more) error {
+	for n := 0; ; n++ {
 		if x.abandoned() {
 			return errAbandoned
 		}
@@ -154,7 +173,15 @@ func (x *execution) writeLocked(heed bool, c change, more ...store.Op) error {
 		next := store.Record[record]{Key: x.id, Value: x.rec.Value.clone(), Revision: x.rec.Revision}
 		c.apply(&next.Value)
 		next.Value.UpdatedAt = c.at
-		revision, err := x.e.store.Txn(x.base, append([]store.Op{x.e.operations.OpUpdate(next)}, more...)...)
+		ops := []store.Op{x.e.operations.OpUpdate(next)}
+		for _, make := range with {
+			further, err := make()
+			if err != nil {
+				return err
+			}
+			ops = append(ops, further...)
+		}
+		revision, err := x.e.store.Txn(x.base, ops...)
 		if err == nil {
 			next.Revision = revision
 			x.rec = next
@@ -173,6 +200,13 @@ func (x *execution) writeLocked(heed bool, c change, more ...store.Op) error {
 		if stored.Value.UpdatedAt.Equal(c.at) {
 			x.rec = stored
 			return nil
+		}
+		if r := stored.Value; r.Host != x.rec.Value.Host || r.State.Final() || r.Index > x.rec.Value.Index && r.Index >= x.kind.noReturn {
+			x.rec = stored
+			return errMoved
+		}
+		if n >= conflictTries {
+			return err
 		}
 		x.rec.Revision, x.rec.Value.CancelAsked = stored.Revision, stored.Value.CancelAsked
 	}

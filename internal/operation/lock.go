@@ -89,6 +89,11 @@ func (e *Engine) heldBy(ctx context.Context, lock Lock) (id string, err error) {
 	return recs[0].Value.Operation, nil
 }
 
+// Holder is the operation that has a lock now, be it its target's or another one of its own; "": nobody.
+func (e *Engine) Holder(ctx context.Context, key string) (id string, err error) {
+	return e.heldBy(ctx, Lock{Key: key})
+}
+
 // subject turns "ve/c1" into `ve "c1"`.
 func subject(key string) string {
 	if noun, name, ok := strings.Cut(key, "/"); ok {

@@ -8,6 +8,10 @@
 //	running  --last step done-->  done
 //	running  --a step fails; cancelled-->  undoing  --all undone-->  failed | cancelled
 //
+// An operation runs on one host: the one that it was started for. A step at or after the point of no return may name another
+// one (Step.On): then the write that ends the step before it hands the operation over, and the other host's engine, which
+// watches the records, takes it up. Any host can start, watch and cancel an operation of any other.
+//
 // From the point of no return on an operation only goes forward: a step that fails is tried again until it succeeds. An undo
 // that fails is tried again in the same way; the record's error says so meanwhile, and the locks stay taken.
 //
@@ -21,6 +25,8 @@ package operation
 import (
 	"context"
 	"log/slog"
+
+	"polder/internal/store"
 )
 
 // Step is one step of an operation.
@@ -32,6 +38,12 @@ type Step[S any] struct {
 	// Undo takes Do back, also a Do that never ran or ran half. It must be idempotent too. ctx ends after UndoTimeout, and
 	// does not end when the operation is cancelled. nil: there is nothing to undo.
 	Undo func(ctx context.Context, r *Run[S]) error
+	// Commit, when set, gives further writes for the transaction that says that the step is done: they happen with it or not at
+	// all. It is called again when the transaction did not happen because a record changed meanwhile.
+	Commit func(ctx context.Context, r *Run[S]) ([]store.Op, error)
+	// On, when set, names the host that does this step and what comes after it: only at or after the point of no return, since
+	// undos are done where their steps were.
+	On func(state *S) string
 }
 
 // Policy says what Recover does with an operation that was running when the daemon died.
@@ -92,6 +104,8 @@ type Request struct {
 	// Target is what the operation acts on, such as "ve/c1". It is an exclusive lock by itself. "": none.
 	Target string
 	Locks  []Lock
+	// Host is whose engine runs it; "": this one's.
+	Host string
 	// Frees says that the operation frees space (it deletes something): it may use the room that the store keeps back for
 	// that on a full disk.
 	Frees bool

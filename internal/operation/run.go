@@ -16,21 +16,36 @@ const UndoTimeout = 2 * time.Minute
 
 // run does the rest of the operation, whichever state it is in; back, when set, is why it is undone.
 func (x *execution) run(back error) {
-	if x.operation().State == api.OperationRunning && back == nil {
-		if back = x.goForward(); back == nil {
+	for {
+		if x.operation().State == api.OperationRunning && back == nil {
+			if back = x.goForward(); back == nil {
+				return
+			}
+		}
+		if errors.Is(back, errAbandoned) || errors.Is(back, errMoved) || x.abandoned() {
 			return
 		}
-	}
-	if errors.Is(back, errAbandoned) || x.abandoned() {
+		err := x.goBack(back)
+		if errors.Is(err, errMoved) && x.here() {
+			back = nil
+			continue
+		}
+		if err != nil && !errors.Is(err, errAbandoned) && !errors.Is(err, errMoved) {
+			x.log.Error("the operation can not be ended", "error", err)
+		}
 		return
-	}
-	if err := x.goBack(back); err != nil && !errors.Is(err, errAbandoned) {
-		x.log.Error("the operation can not be ended", "error", err)
 	}
 }
 
-// goForward does the step under way and all after it, and ends the operation as done. Its error is why it has to be
-// undone.
+// here says whether the operation is still this host's.
+func (x *execution) here() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.rec.Value.Host == x.e.host
+}
+
+// goForward does the step under way and all after it, up to the end or to where another host goes on. Its error is why it
+// has to be undone.
 func (x *execution) goForward() error {
 	for i := x.index(); ; i++ {
 		if err := x.doStep(i); err != nil {
@@ -47,11 +62,15 @@ func (x *execution) goForward() error {
 				x.finish(r, api.OperationDone)
 				return
 			}
-			now := time.Now().UTC()
 			r.Index, r.Data = i+1, data
+			if on := x.steps.on(i + 1); on != "" && on != r.Host {
+				r.Host = on
+				return
+			}
+			now := time.Now().UTC()
 			r.Steps[i+1].StartedAt = &now
 		})
-		if err := x.boundary(i, last, change); err != nil || last {
+		if err := x.boundary(i, last, change); err != nil || last || !x.here() {
 			return err
 		}
 	}
@@ -60,13 +79,17 @@ func (x *execution) goForward() error {
 // boundary writes that step i is done. Before the point of no return a request to cancel, or a store that does not take the
 // record, undoes the operation. Once all steps are done only a cancel does: the write is tried until its outcome is known.
 func (x *execution) boundary(i int, last bool, c change) error {
-	var more []store.Op
+	with := []more{func() ([]store.Op, error) { return x.steps.commit(x.base, i) }}
 	if last {
-		more = x.releases()
+		with = append(with, x.releases)
 	}
 	undoable := i < x.kind.noReturn
+	x.crossing = x.crossing || i == x.kind.noReturn-1
 	for n := 0; ; n++ {
-		err := x.write(undoable, c, more...)
+		err := x.write(undoable, c, with...)
+		if errors.Is(err, errMoved) { // by an earlier try of this very write
+			return nil
+		}
 		if err == nil || errors.Is(err, errCancelAsked) || errors.Is(err, errAbandoned) {
 			return err
 		}
@@ -139,7 +162,9 @@ func (x *execution) goBack(why error) error {
 	if why != nil {
 		cause := x.cause(why)
 		x.log.Info("undoing the operation", "step", x.kind.steps[x.index()], "error", cause.Detail)
-		x.note(func(r *record) { r.State, r.Cause, r.Progress, r.Trouble = api.OperationUndoing, cause, nil, "" })
+		if err := x.turnBack(cause); err != nil {
+			return err
+		}
 	}
 	for i := x.index(); i >= 0; i-- {
 		if x.abandoned() {
@@ -149,12 +174,32 @@ func (x *execution) goBack(why error) error {
 			return err
 		}
 		if i > 0 {
-			x.note(func(r *record) {
-				r.Steps[i].Undone, r.Index, r.Trouble, r.Progress = true, i-1, "", nil
-			})
+			if err := x.note(func(r *record) { r.Steps[i].Undone, r.Index, r.Trouble, r.Progress = true, i-1, "", nil }); err != nil {
+				return err
+			}
 		}
 	}
 	return x.endUndone()
+}
+
+// turnBack writes that the operation is being undone. When the write of its point of no return was tried, it may have happened
+// although its answer was lost: then nothing may be undone before the store has said which it is.
+func (x *execution) turnBack(cause *api.Problem) error {
+	apply := func(r *record) { r.State, r.Cause, r.Progress, r.Trouble = api.OperationUndoing, cause, nil, "" }
+	if !x.crossing {
+		return x.note(apply)
+	}
+	c := newChange(apply)
+	for n := 0; ; n++ {
+		err := x.write(false, c)
+		if err == nil || errors.Is(err, errAbandoned) || errors.Is(err, errMoved) {
+			return err
+		}
+		x.log.Error("whether the operation has passed its point of no return is not known; asking again", "error", err)
+		if !x.e.sleep(min(backoff(n), time.Second)) {
+			return errAbandoned
+		}
+	}
 }
 
 // endUndone writes that all is undone, until the store takes it.
@@ -168,7 +213,7 @@ func (x *execution) endUndone() error {
 		x.finish(r, state)
 	})
 	for n := 0; ; n++ {
-		err := x.write(false, c, x.releases()...)
+		err := x.write(false, c, x.releases)
 		if err == nil || errors.Is(err, errAbandoned) {
 			return err
 		}
@@ -181,16 +226,17 @@ func (x *execution) endUndone() error {
 
 // note writes how far the undoing is. When the store does not take it (a full disk, say) the undoing goes on, since it may
 // be what helps: after a crash it would be repeated. The change is kept for the next write.
-func (x *execution) note(apply func(*record)) {
+func (x *execution) note(apply func(*record)) error {
 	err := x.write(false, newChange(apply))
-	if err == nil || errors.Is(err, errAbandoned) {
-		return
+	if err == nil || errors.Is(err, errAbandoned) || errors.Is(err, errMoved) {
+		return err
 	}
 	x.log.Error("the operation's record can not be written", "error", err)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.rec.Value = x.rec.Value.clone()
 	apply(&x.rec.Value)
+	return nil
 }
 
 func (x *execution) undoStep(i int) error {
@@ -246,9 +292,9 @@ func (x *execution) finish(r *record, state api.OperationState) {
 	x.progress.reset()
 }
 
-func (x *execution) releases() (ops []store.Op) {
+func (x *execution) releases() (ops []store.Op, _ error) {
 	for _, lock := range x.locks {
 		ops = append(ops, x.e.release(lock, x.id))
 	}
-	return ops
+	return ops, nil
 }

@@ -1,6 +1,7 @@
 package operation
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -33,19 +34,19 @@ func (e *Engine) start(ctx context.Context, name string, req Request, data json.
 	}
 	now := time.Now().UTC()
 	rec := record{
-		Kind: name, Target: req.Target, Host: e.host, State: api.OperationRunning, NoReturn: k.noReturn,
+		Kind: name, Target: req.Target, Host: cmp.Or(req.Host, e.host), State: api.OperationRunning, NoReturn: k.noReturn,
 		Locks: req.merge(), Frees: req.Frees, Data: data, CreatedAt: now, UpdatedAt: now,
 	}
 	for _, step := range k.steps {
 		rec.Steps = append(rec.Steps, api.OperationStep{Name: step})
 	}
-	rec.Steps[0].StartedAt = &now
+	if rec.Host == e.host {
+		rec.Steps[0].StartedAt = &now
+	}
 	for {
-		x, err := e.create(ctx, k, newID(), rec)
+		op, err := e.create(ctx, k, newID(), rec)
 		switch api.KindOf(err) {
 		case "":
-			op := x.operation() // before it runs, so that the caller sees the beginning
-			x.begin(nil)
 			return op, nil
 		case api.Exists: // somebody has a lock, or (hardly) the id is taken
 			if err := e.busy(ctx, rec.Locks); err != nil {
@@ -57,12 +58,9 @@ func (e *Engine) start(ctx context.Context, name string, req Request, data json.
 	}
 }
 
-// create writes the record and its locks. The execution is known before, so that a cancel that comes at once finds it.
-func (e *Engine) create(ctx context.Context, k *kind, id string, rec record) (*execution, error) {
-	x, err := e.newExecution(k, store.Record[record]{Key: id, Value: rec.clone()})
-	if err != nil {
-		return nil, err
-	}
+// create writes the record and its locks, and begins the operation if it is this host's. The execution is known before, so
+// that a cancel that comes at once finds it.
+func (e *Engine) create(ctx context.Context, k *kind, id string, rec record) (api.Operation, error) {
 	if rec.Frees {
 		ctx = store.Freeing(ctx)
 	}
@@ -70,11 +68,26 @@ func (e *Engine) create(ctx context.Context, k *kind, id string, rec record) (*e
 	for _, lock := range rec.Locks {
 		ops = append(ops, e.claim(lock, id)...)
 	}
+	// Not cut off with the caller: what it is about to do must not be left to nobody.
+	ctx = context.WithoutCancel(ctx)
+	if rec.Host != e.host {
+		_, err := e.store.Txn(ctx, ops...)
+		return rec.operation(id), err
+	}
+	x, err := e.newExecution(k, store.Record[record]{Key: id, Value: rec.clone()})
+	if err != nil {
+		return api.Operation{}, err
+	}
 	if x.rec.Revision, err = e.store.Txn(ctx, ops...); err != nil {
 		x.forget()
-		return nil, err
+		if api.KindOf(err) != api.Exists {
+			e.takeUpOne(id) // it may have been written although the answer was lost
+		}
+		return api.Operation{}, err
 	}
-	return x, nil
+	op := x.operation() // before it runs, so that the caller sees the beginning
+	x.begin(func() { x.run(nil) })
+	return op, nil
 }
 
 func newID() string {

@@ -19,6 +19,14 @@ type Backend interface {
 	Pause(ctx context.Context, name string) (api.Operation, error)
 	Resume(ctx context.Context, name string) (api.Operation, error)
 	Delete(ctx context.Context, name string) (api.Operation, error)
+	Clone(ctx context.Context, name string, req api.CloneRequest) (api.Operation, error)
+	Snapshots(ctx context.Context, name string) ([]api.Snapshot, error) // oldest first
+	CreateSnapshot(ctx context.Context, name string, req api.SnapshotRequest) (api.Operation, error)
+	RestoreSnapshot(ctx context.Context, name, snapshot string) (api.Operation, error)
+	DeleteSnapshot(ctx context.Context, name, snapshot string) (api.Operation, error)
+	Move(ctx context.Context, name string, req api.MoveRequest) (api.Operation, error)
+	// PlanMove says what Move would do; that it is not possible is no error.
+	PlanMove(ctx context.Context, name string, req api.MoveRequest) (api.MovePlan, error)
 	// Exec and Console block until the end; see model.Execer and model.Consoler.
 	Exec(ctx context.Context, name string, req api.ExecRequest, s model.Streams) (int, error)
 	Console(ctx context.Context, name string, s model.Streams) error
@@ -33,6 +41,8 @@ type Backend interface {
 	// ExportImage checks ref and format first: an error comes before the first byte.
 	ExportImage(ctx context.Context, ref string, format api.ImageFormat, w io.Writer) error
 	DeleteImage(ctx context.Context, ref string) (api.Operation, error)
+	WarmImage(ctx context.Context, ref string, req api.WarmRequest) (api.Operation, error)
+	Templates(ctx context.Context) ([]api.Template, error)
 
 	Operations(ctx context.Context) ([]api.Operation, error) // newest first
 	Operation(ctx context.Context, id string) (api.Operation, error)
@@ -44,7 +54,13 @@ type Backend interface {
 	Events(ctx context.Context, after int64, each func(api.Event) error) error
 
 	Hosts(ctx context.Context) ([]api.Host, error)
+	Host(ctx context.Context, name string) (api.Host, error)
+	// JoinToken also opens a host that was alone for others: its server may then be cut off, right after the answer.
+	JoinToken(ctx context.Context, req api.JoinTokenRequest) (api.JoinToken, error)
+	// RemoveHost takes a host out of the cluster; with force also one that is alive or has VEs, whose records are deleted.
+	RemoveHost(ctx context.Context, name string, force bool) (api.HostRemoval, error)
 	Networks(ctx context.Context) ([]api.Network, error)
+	ChangeNetwork(ctx context.Context, name string, change api.NetworkChange) (api.Network, error)
 	Pools(ctx context.Context) ([]api.Pool, error)
 	Volumes(ctx context.Context, pool string) ([]api.Volume, error)
 	// Capabilities is what doctor shows for this host.

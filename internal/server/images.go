@@ -20,6 +20,11 @@ type imageInput struct {
 	Ref string `path:"ref" doc:"alias (slashes escaped) or digest"`
 }
 
+type warmInput struct {
+	Ref  string `path:"ref" doc:"alias (slashes escaped) or digest"`
+	Body *api.WarmRequest
+}
+
 func (s *Server) routeImages() {
 	huma.Register(s.api, s.operation(http.MethodGet, "/images", "list-images", tagImage, "List all images"),
 		func(ctx context.Context, _ *none) (*out[[]api.Image], error) {
@@ -37,6 +42,20 @@ func (s *Server) routeImages() {
 	huma.Register(s.api, s.starts(http.MethodPost, "/images/build", "build-image", tagImage, "Build an image from a distribution's packages"),
 		func(ctx context.Context, in *struct{ Body api.ImageBuildRequest }) (*started, error) {
 			return start(s.backend.BuildImage(ctx, in.Body))
+		})
+	warm := s.starts(http.MethodPost, "/images/{ref}/warm", "warm-image", tagImage, "Keep an image's VM booted, so that launches are forks of it")
+	warm.Description = "The operation's result is a Template; with off it is removed, and there is no result."
+	huma.Register(s.api, warm, func(ctx context.Context, in *warmInput) (*started, error) {
+		var req api.WarmRequest
+		if in.Body != nil {
+			req = *in.Body
+		}
+		return start(s.backend.WarmImage(ctx, in.Ref, req))
+	})
+	huma.Register(s.api, s.operation(http.MethodGet, "/templates", "list-templates", tagImage, "List the templates of all images"),
+		func(ctx context.Context, _ *none) (*out[[]api.Template], error) {
+			templates, err := s.backend.Templates(ctx)
+			return answer(list(templates), err)
 		})
 	s.raw(s.importRoute(), "", s.importImage)
 	export := s.operation(http.MethodGet, "/images/{ref}/export", "export-image", tagImage, "Read an image as a file")

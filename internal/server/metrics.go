@@ -16,10 +16,11 @@ import (
 // scrapeTime bounds what the backend may take to answer for one scrape.
 const scrapeTime = 5 * time.Second
 
-// metrics are the server's own: what the cluster holds, and how long requests take.
+// metrics are the server's own: what the cluster holds, how long requests take, and how moves went.
 type metrics struct {
 	registry *prometheus.Registry
 	requests *prometheus.HistogramVec
+	moves    *moveMetrics
 }
 
 func newMetrics(backend Backend, log *slog.Logger) *metrics {
@@ -30,7 +31,9 @@ func newMetrics(backend Backend, log *slog.Logger) *metrics {
 			Help:    "Time to answer a request, by method, route and status. Streams count until their end.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 4, 9),
 		}, []string{"method", "route", "status"}),
+		moves: newMoveMetrics(),
 	}
+	m.moves.register(m.registry)
 	m.registry.MustRegister(
 		m.requests,
 		collectors.NewGoCollector(),

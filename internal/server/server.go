@@ -32,6 +32,10 @@ const (
 type Options struct {
 	Log     *slog.Logger // nil: none
 	Version string       // of Polder, for the OpenAPI description
+	// Host is this host's name, and Transport the way to the server of another one: requests about a VE that is there are
+	// handed on. nil: there are no other hosts.
+	Host      string
+	Transport func(host string) http.RoundTripper
 	// Metrics are served at /metrics beside the server's own; may be nil.
 	Metrics prometheus.Gatherer
 }
@@ -43,6 +47,10 @@ type Server struct {
 	mux     *http.ServeMux
 	api     huma.API
 	metrics *metrics
+	// See Options.
+	host      string
+	transport func(host string) http.RoundTripper
+
 	closing chan struct{}  // closed when long-lived streams must end
 	close   sync.Once      // of closing
 	streams sync.WaitGroup // sessions that http.Server does not know of: they took over their connection
@@ -55,6 +63,7 @@ func New(backend Backend, o Options) *Server {
 		backend: backend,
 		log:     o.Log,
 		mux:     http.NewServeMux(),
+		host:    o.Host, transport: o.Transport,
 		closing: make(chan struct{}),
 	}
 	if s.log == nil {
@@ -106,6 +115,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	srv.RegisterOnShutdown(s.endStreams)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	follow, stop := context.WithCancel(ctx)
+	defer stop()
+	beside.Go(func() { s.metrics.moves.follow(follow, s.backend) })
 	select {
 	case err := <-served:
 		s.endStreams()

@@ -190,11 +190,9 @@ func TestMetrics(t *testing.T) {
 
 func TestEventsContinueAfterTheLastOneSeen(t *testing.T) {
 	backend, ts := newServer(t)
-	for range 3 {
+	for _, id := range []string{"0001", "0002", "0003"} {
 		backend.Add(api.VE{Name: "c1", State: api.Stopped})
 		request(t, ts, "POST", "/v1/ves/c1/start", "")
-	}
-	for _, id := range []string{"0001", "0002", "0003"} {
 		if _, err := backend.WaitOperation(t.Context(), id, func(api.Operation) {}); err != nil {
 			t.Fatal(err)
 		}

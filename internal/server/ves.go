@@ -46,11 +46,14 @@ func (s *Server) routeVEs() {
 	huma.Register(s.api, s.starts(http.MethodDelete, "/ves/{name}", "delete-ve", tagVE, "Delete a VE, also a running one"),
 		func(ctx context.Context, in *veInput) (*started, error) { return start(s.backend.Delete(ctx, in.Name)) })
 	s.routeActions()
-	s.raw(s.session("exec", "Run a command in a VE"), "", s.exec)
-	s.raw(s.session("console", "Attach to a VE's console"), "", s.console)
+	s.routeMoves()
+	s.routeClones()
+	s.routeSnapshots()
+	s.raw(s.session("exec", "Run a command in a VE"), "", s.atHome(s.exec))
+	s.raw(s.session("console", "Attach to a VE's console"), "", s.atHome(s.console))
 	logs := s.operation(http.MethodGet, "/ves/{name}/logs", "logs", tagVE, "Read a VE's console output")
 	logs.Parameters = []*huma.Param{pathParam("name", "name of the VE"), queryParam("follow", "go on as more comes", "boolean")}
-	s.raw(logs, "text/plain", s.logs)
+	s.raw(logs, "text/plain", s.atHome(s.logs))
 }
 
 // routeActions are the verbs that act on a VE that is there.

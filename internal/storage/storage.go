@@ -24,6 +24,8 @@ const (
 // is invisible, and made again or removed by the next call. Errors have kinds: a full pool is api.Exhausted, a missing
 // base api.NotFound. Safe for concurrent use.
 type Pool interface {
+	Sender
+
 	Driver() string // "btrfs", "dir"
 	Path() string
 
@@ -33,6 +35,8 @@ type Pool interface {
 	AddBase(ctx context.Context, id string, kind Kind, fill func(ctx context.Context, path string) error) error
 	// Base gives the path of a base, for reading.
 	Base(ctx context.Context, id string, kind Kind) (path string, err error)
+	// Bases lists what bases there are, in no order.
+	Bases(ctx context.Context) ([]Base, error)
 	// DeleteBase removes a base; one that volumes still need (their data would go with it) is api.Conflict; one that is
 	// not there is no error.
 	DeleteBase(ctx context.Context, id string, kind Kind) error
@@ -41,6 +45,11 @@ type Pool interface {
 	// api.Invalid) or a Tree's limit, kept where the driver can (see Enforces); 0: the base's size, or no limit. A volume
 	// that exists is returned as it is.
 	Clone(ctx context.Context, base string, kind Kind, id string, size api.Bytes) (Volume, error)
+	// Copy makes the volume id of what the volume from holds now, as after a power cut: whoever uses that has to stand still, and be
+	// synced, for a consistent one. It has the same base and size; from may be deleted afterwards. It takes milliseconds where the
+	// file system shares blocks between files; elsewhere what differs from the base is copied. A volume that exists is returned as it
+	// is.
+	Copy(ctx context.Context, from, id string) (Volume, error)
 	// Volume finds a volume: api.NotFound when it is not there.
 	Volume(ctx context.Context, id string) (Volume, error)
 	Volumes(ctx context.Context) ([]Volume, error)
@@ -54,6 +63,12 @@ type Pool interface {
 	Space(ctx context.Context) (total, free api.Bytes, err error)
 	// Enforces says whether the size limit of a Tree is kept, and if not, why.
 	Enforces(ctx context.Context) (ok bool, why string)
+}
+
+// Base names a base.
+type Base struct {
+	ID   string
+	Kind Kind
 }
 
 // Volume is a piece of a pool.

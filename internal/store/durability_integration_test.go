@@ -34,6 +34,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(serverDir); dir != "" {
 		serveEtcd(dir)
 	}
+	if options := os.Getenv(memberOptions); options != "" {
+		serveMember(options)
+	}
 	os.Exit(m.Run())
 }
 
@@ -220,7 +223,7 @@ func fillUp(t *testing.T, mount string) {
 			t.Fatal(err)
 		}
 	}
-	sync(t, mount)
+	flush(t, mount)
 	s = open(t, filepath.Join(mount, "store"))
 	table = store.NewTable[string](s, "text", 1)
 	if rec, err := table.Get(t.Context(), "old0"); err != nil || rec.Value != "changed" {
@@ -292,7 +295,7 @@ func fill(t *testing.T, path string, exact bool) {
 	_ = f.Sync()
 }
 
-func sync(t *testing.T, mount string) {
+func flush(t *testing.T, mount string) {
 	f, err := os.Open(mount)
 	if err != nil {
 		t.Fatal(err)

@@ -1,8 +1,10 @@
 package store
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"net"
 	"net/url"
 	"os"
 	"strings"
@@ -25,40 +27,50 @@ type TLS struct {
 const (
 	// reconnectEvery is the longest pause between two tries to reach a cluster that is gone. gRPC's own is two minutes.
 	reconnectEvery = 2 * time.Second
-	// aliveEvery is how often a connection on which nothing happens is tried, aliveTimeout when it counts as broken. etcd
-	// refuses clients that ask more than every 5 s.
-	aliveEvery   = 10 * time.Second
-	aliveTimeout = 5 * time.Second
+	// aliveEvery is how often a connection on which nothing happens is tried: does the process at its end still answer? etcd
+	// refuses clients that ask more than every 5 s, gRPC those that want less than 10.
+	aliveEvery = 10 * time.Second
+	// silentEvery is how often the kernel asks the other side's kernel: a host that died without a word is noticed by that.
+	silentEvery = time.Second
+	// aliveTimeout is how long either may take to answer before the connection counts as broken.
+	aliveTimeout = 2 * time.Second
 )
 
 // connect makes the client of an external cluster. It does not wait for the cluster.
-func connect(o Options) (*clientv3.Client, error) {
-	secure, err := checkEndpoints(o)
-	if err != nil {
-		return nil, err
+func connect(o Options) (client *clientv3.Client, secure bool, err error) {
+	o.Endpoints = completeEndpoints(o.Endpoints, o.TLS != (TLS{}))
+	if secure, err = checkEndpoints(o); err != nil {
+		return nil, secure, err
 	}
 	var config *tls.Config
 	if secure {
 		if config, err = o.TLS.config(); err != nil {
-			return nil, err
+			return nil, secure, err
 		}
+	}
+	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: silentEvery, Interval: silentEvery}}
+	dial := func(ctx context.Context, address string) (net.Conn, error) {
+		return dialer.DialContext(ctx, "tcp", address)
 	}
 	retry := backoff.DefaultConfig
 	retry.BaseDelay, retry.MaxDelay = reconnectEvery/10, reconnectEvery
-	client, err := clientv3.New(clientv3.Config{
+	client, err = clientv3.New(clientv3.Config{
 		Endpoints:            o.Endpoints,
 		TLS:                  config,
 		DialTimeout:          requestTimeout,
 		DialKeepAliveTime:    aliveEvery,
 		DialKeepAliveTimeout: aliveTimeout,
 		MaxCallSendMsgSize:   2 * maxRequest, // how large a request may be is for the cluster to say
-		DialOptions:          []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: aliveTimeout})},
-		Logger:               zapLogger(o.Log, nil),
+		DialOptions: []grpc.DialOption{
+			grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: aliveTimeout}),
+			grpc.WithContextDialer(dial),
+		},
+		Logger: zapLogger(o.Log, nil, nil),
 	})
 	if err != nil {
-		return nil, api.Errorf(api.Unavailable, "connect to etcd %s: %w", strings.Join(o.Endpoints, ", "), err)
+		return nil, secure, api.Errorf(api.Unavailable, "connect to etcd %s: %w", strings.Join(o.Endpoints, ", "), err)
 	}
-	return client, nil
+	return client, secure, nil
 }
 
 // checkEndpoints says whether the cluster is reached by https. etcd's client takes the first endpoint's word for all.

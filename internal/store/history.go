@@ -2,10 +2,8 @@ package store
 
 import (
 	"context"
-	"errors"
 	"strings"
 
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -25,38 +23,31 @@ type Entry struct {
 func (s *Store) History(ctx context.Context, after int64) <-chan Entry {
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(s.ctx, cancel)
-	next := int64(0)
+	from := int64(0)
 	if after > 0 {
-		next = after + 1
-	}
-	open := func() clientv3.WatchChan {
-		return s.client.Watch(ctx, root, clientv3.WithPrefix(), clientv3.WithPrevKV(), clientv3.WithRev(next))
+		from = after + 1
 	}
 	out := make(chan Entry)
-	send := func(e Entry) {
+	send := func(e Entry) bool {
 		select {
 		case out <- e:
+			return true
 		case <-ctx.Done():
+			return false
 		}
 	}
-	changes := open() // before the return, so that with 0 all that the caller does after is seen
+	changes := s.feed(ctx, root, from, clientv3.WithPrefix())
 	go func() {
 		defer close(out)
 		defer cancel()
 		defer stop()
-		for ; ctx.Err() == nil; changes = open() {
-			for response := range changes {
-				if errors.Is(response.Err(), rpctypes.ErrCompacted) {
-					next = response.CompactRevision
-					send(Entry{Revision: next, Lost: true})
-					break
-				}
-				for _, event := range response.Events {
-					send(Entry{Revision: event.Kv.ModRevision, event: event})
-				}
-				if response.Err() == nil && response.Header.Revision >= next {
-					next = response.Header.Revision + 1
-				}
+		for ctx.Err() == nil {
+			compacted := changes.follow(ctx, func(event *clientv3.Event) bool {
+				return send(Entry{Revision: event.Kv.ModRevision, event: event})
+			})
+			if compacted > 0 {
+				changes.next = compacted
+				send(Entry{Revision: compacted, Lost: true})
 			}
 		}
 	}()

@@ -13,8 +13,8 @@ import (
 )
 
 // quota keeps the embedded member's database below a limit. etcd has a quota of its own, but answers it with an alarm that
-// ends all writes, those that free space too, and with errors for writes that did happen; it is set to hardQuota times the
-// limit, so that it is never met.
+// ends all writes, those that free space too, and with errors for writes that did happen; it is off. The size is that of the
+// last commit of the database, so that what was written in the 100 ms before may come on top of the limit.
 type quota struct {
 	member *member
 	limit  api.Bytes
@@ -22,8 +22,6 @@ type quota struct {
 	mu     sync.Mutex // held while room is being made
 	failed time.Time  // when that last made no room
 }
-
-const hardQuota = 2
 
 // quotaPause is how long nothing is tried after a compaction that made no room: first something has to be deleted.
 const quotaPause = 2 * time.Second

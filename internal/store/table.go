@@ -41,7 +41,7 @@ func (t *Table[T]) record(kv *mvccpb.KeyValue) (Record[T], error) {
 // Get reads one record; api.NotFound when it is not there.
 func (t *Table[T]) Get(ctx context.Context, key string) (Record[T], error) {
 	return request(ctx, t.store, "read "+t.name(key), func(ctx context.Context) (Record[T], error) {
-		found, err := t.store.client.Get(ctx, t.prefix+key)
+		found, err := t.store.client().Get(ctx, t.prefix+key)
 		if err != nil {
 			return Record[T]{}, err
 		}
@@ -78,7 +78,7 @@ func (t *Table[T]) Snapshot(ctx context.Context, keyPrefix string) (recs []Recor
 
 func (t *Table[T]) read(ctx context.Context, key string, options ...clientv3.OpOption) (*clientv3.GetResponse, error) {
 	return request(ctx, t.store, "list "+t.noun+" records", func(ctx context.Context) (*clientv3.GetResponse, error) {
-		return t.store.client.Get(ctx, t.prefix+key, options...)
+		return t.store.client().Get(ctx, t.prefix+key, options...)
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"polder/api"
@@ -147,41 +148,53 @@ func (o Op) check(exists bool, modRevision int64) error {
 }
 
 // Txn does all of ops or none, in one write, and returns the revision that the records written now have. The error is
-// that of the first op whose expectation did not hold. There may be at most 128 ops, each for another key.
+// that of the first op whose expectation did not hold. There may be at most 120 ops, each for another key. In a cluster it
+// is made again, without happening twice, until it is known what became of it or time is up: only then it is api.Unavailable.
 func (s *Store) Txn(ctx context.Context, ops ...Op) (revision int64, err error) {
-	var conditions []clientv3.Cmp
-	var apply, look []clientv3.Op
+	c := commit{store: s, ops: ops}
 	for _, op := range ops {
 		if op.err != nil {
 			return 0, op.err
 		}
-		apply = append(apply, op.apply...)
+		c.apply = append(c.apply, op.apply...)
 		if op.expect == expectNothing {
 			continue
 		}
-		conditions = append(conditions, op.condition())
+		c.conditions = append(c.conditions, op.condition())
 		get := []clientv3.OpOption{clientv3.WithKeysOnly(), clientv3.WithLimit(1)}
 		if op.prefix {
 			get = append(get, clientv3.WithPrefix())
 		}
-		look = append(look, clientv3.OpGet(op.key, get...))
+		c.look = append(c.look, clientv3.OpGet(op.key, get...))
 	}
 	what := "write " + ops[0].name
-	return request(ctx, s, what, func(ctx context.Context) (int64, error) {
+	revision, err = request(ctx, s, what, func(ctx context.Context) (int64, error) {
 		if s.member != nil && !onlyFree(ops) {
 			if err := s.member.admit(ctx, what, creates(ops)); err != nil {
 				return 0, err
 			}
 		}
-		done, err := s.client.Txn(ctx).If(conditions...).Then(apply...).Else(look...).Commit()
-		if err != nil {
-			return 0, err
+		if s.several() {
+			return c.once(ctx)
 		}
-		if !done.Succeeded {
-			return 0, refusal(ops, done)
-		}
-		return done.Header.Revision, nil
+		return c.plainly(ctx)
 	})
+	if api.KindOf(err) == api.Unavailable {
+		err = api.Errorf(api.Unavailable, "%w: it may or may not have happened", err)
+	}
+	return revision, err
+}
+
+// plainly makes the transaction in a store of which this process is the only member: what gets no answer there never will.
+func (c *commit) plainly(ctx context.Context) (int64, error) {
+	done, err := c.store.client().Txn(ctx).If(c.conditions...).Then(c.apply...).Else(c.look...).Commit()
+	if err != nil {
+		return 0, err
+	}
+	if !done.Succeeded {
+		return 0, refusal(c.ops, done.Responses)
+	}
+	return done.Header.Revision, nil
 }
 
 // onlyFree says whether the transaction writes nothing but deletions.
@@ -194,13 +207,14 @@ func creates(ops []Op) bool {
 	return slices.ContainsFunc(ops, func(op Op) bool { return len(op.apply) > 0 && op.expect == expectAbsent })
 }
 
-func refusal(ops []Op, done *clientv3.TxnResponse) error {
+// refusal says which expectation did not hold, from what was found of each.
+func refusal(ops []Op, looked []*etcdserverpb.ResponseOp) error {
 	i := 0
 	for _, op := range ops {
 		if op.expect == expectNothing {
 			continue
 		}
-		found := done.Responses[i].GetResponseRange()
+		found := looked[i].GetResponseRange()
 		i++
 		var modified int64
 		if len(found.Kvs) > 0 {
@@ -210,5 +224,5 @@ func refusal(ops []Op, done *clientv3.TxnResponse) error {
 			return err
 		}
 	}
-	return api.Errorf(api.Internal, "write %s: refused, yet all it expects holds", ops[0].name)
+	return api.Errorf(api.Conflict, "%s was changed by somebody else meanwhile: try again", ops[0].name)
 }

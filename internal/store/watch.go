@@ -2,11 +2,9 @@ package store
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"polder/api"
@@ -42,16 +40,17 @@ func (t *Table[T]) WatchKey(ctx context.Context, key string, from int64) <-chan 
 func (t *Table[T]) watch(ctx context.Context, from int64, key string, options ...clientv3.OpOption) <-chan Change[T] {
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(t.store.ctx, cancel)
-	w := &watcher[T]{table: t, key: key, options: options, out: make(chan Change[T]), next: from}
-	// Opened before the first return, so that with from 0 all that the caller does after is seen.
-	changes := w.open(ctx)
+	w := &watcher[T]{table: t, key: key, options: options, out: make(chan Change[T])}
+	w.feed = t.store.feed(ctx, t.prefix+key, from, options...)
 	go func() {
 		defer close(w.out)
 		defer cancel()
 		defer stop()
 		for ctx.Err() == nil {
-			w.follow(ctx, changes)
-			changes = w.open(ctx)
+			compacted := w.feed.follow(ctx, func(event *clientv3.Event) bool { return w.send(ctx, t.change(event)) })
+			if compacted > 0 {
+				w.restart(ctx)
+			}
 		}
 	}()
 	return w.out
@@ -62,30 +61,7 @@ type watcher[T any] struct {
 	key     string
 	options []clientv3.OpOption
 	out     chan Change[T]
-	next    int64 // revision to go on from; 0: now
-}
-
-func (w *watcher[T]) open(ctx context.Context) clientv3.WatchChan {
-	options := append([]clientv3.OpOption{clientv3.WithPrevKV(), clientv3.WithRev(w.next)}, w.options...)
-	return w.table.store.client.Watch(ctx, w.table.prefix+w.key, options...)
-}
-
-// follow passes changes on until the watch ends by itself or ctx is done.
-func (w *watcher[T]) follow(ctx context.Context, changes clientv3.WatchChan) {
-	for response := range changes {
-		if errors.Is(response.Err(), rpctypes.ErrCompacted) {
-			w.restart(ctx)
-			return
-		}
-		for _, event := range response.Events {
-			if !w.send(ctx, w.table.change(event)) {
-				return
-			}
-		}
-		if response.Header.Revision >= w.next && response.Err() == nil {
-			w.next = response.Header.Revision + 1
-		}
-	}
+	feed    *feed
 }
 
 func (t *Table[T]) change(event *clientv3.Event) Change[T] {
@@ -113,10 +89,7 @@ func (w *watcher[T]) restart(ctx context.Context) {
 		if api.KindOf(err) != api.Cancelled {
 			s.log.Warn("watch can not list the records again", "table", w.table.noun, "error", err)
 		}
-		select { // open fails the same way and brings us back
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-		}
+		pause(ctx, time.Second) // the watch fails the same way and brings us back
 		return
 	}
 	if !w.send(ctx, Change[T]{Reset: true, Revision: found.Header.Revision}) {
@@ -127,7 +100,7 @@ func (w *watcher[T]) restart(ctx context.Context) {
 			return
 		}
 	}
-	w.next = found.Header.Revision + 1
+	w.feed.next = found.Header.Revision + 1
 }
 
 func (w *watcher[T]) send(ctx context.Context, c Change[T]) bool {

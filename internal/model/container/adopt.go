@@ -22,7 +22,11 @@ func (m *Model) Adopt(_ context.Context, ve model.Spec) (p model.Process, paused
 	if !ok {
 		return p, false, false, nil
 	}
-	return process(ve, w), cgroupOf(ve).frozen(), true, nil
+	paused = cgroupOf(ve).frozen()
+	if move, moving := readMove(ve); moving {
+		paused = move.Paused // it stands still for the move
+	}
+	return process(ve, w), paused, true, nil
 }
 
 // running gives a watch of the VE's first process, if that is the one recorded and was let go. The caller closes it or

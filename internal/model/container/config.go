@@ -1,6 +1,7 @@
 package container
 
 import (
+	"os"
 	"strconv"
 	"strings"
 
@@ -9,6 +10,9 @@ import (
 	"polder/api"
 	"polder/internal/model"
 )
+
+// multipathSysctl is there when the kernel speaks multipath TCP.
+const multipathSysctl = netSysctls + "/mptcp/enabled"
 
 const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -50,6 +54,10 @@ func config(ve model.Spec, root string, limits limits) (*specs.Spec, error) {
 	}
 	// The kernel's default lets nobody ping, and what a distribution sets names groups that are not in the VE's range.
 	c.Linux.Sysctl = map[string]string{"net.ipv4.ping_group_range": "0 " + strconv.Itoa(int(ve.IDCount)-1)}
+	// A socket of multipath TCP can't be carried; Go programs ask for it and do without when it is off.
+	if _, err := os.Stat(multipathSysctl); err == nil {
+		c.Linux.Sysctl["net.mptcp.enabled"] = "0"
+	}
 	if ve.App != nil {
 		c.Linux.ReadonlyPaths = append(c.Linux.ReadonlyPaths, "/proc/sys")
 		// In a network namespace of one's own there is nothing to protect by privileged ports.

@@ -136,6 +136,7 @@ func TestSeccomp(t *testing.T) {
 		{"unshare", unix.CLONE_NEWUTS | unix.CLONE_NEWNS, unix.EPERM, unix.EPERM},
 		{"clone3", 0, unix.ENOSYS, unix.ENOSYS},
 		{"io_uring_setup", 0, unix.ENOSYS, unix.ENOSYS},
+		{"landlock_create_ruleset", 0, unix.ENOSYS, unix.ENOSYS},
 		{"mount", 0, allow, unix.EPERM},
 		{"kexec_load", 0, unix.EPERM, unix.EPERM},
 		{"init_module", 0, unix.EPERM, unix.EPERM},

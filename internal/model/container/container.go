@@ -11,6 +11,13 @@
 //
 // A container stays as CRIU can dump it: crun makes the network namespace, seccomp refuses what cannot be carried, and
 // systemd is told to leave memory-pressure triggers alone.
+//
+// # Moving
+//
+// A move makes the VE stand still in its cgroup's freezer, at both ends, and cuts it off by its NICs' gates: neither ends with
+// whoever moves it. CRIU runs beside the VE, in the cgroup NAME.move, and is never killed in the middle of a dump by us. move.json
+// is there while a VE stands still for a move; a VE that was paused before arrives, or stays, paused. What runs in the VE by exec
+// or console is not a part of it, and blocks its move.
 package container
 
 import (
@@ -30,7 +37,7 @@ const stateDir = "/run/polder/crun"
 // execDir has a directory for every command that runs in a container just now.
 const execDir = "/run/polder/exec"
 
-// Model is the container model; it implements model.Model, model.Execer and model.Consoler.
+// Model is the container model; it implements model.Model, model.Execer, model.Consoler and model.Mover.
 type Model struct{ runtime crun.Runtime }
 
 // New makes the model. It touches nothing.

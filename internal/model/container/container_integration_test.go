@@ -21,6 +21,7 @@ import (
 	"github.com/google/uuid"
 
 	"polder/api"
+	"polder/internal/crun"
 	"polder/internal/model"
 	"polder/internal/model/modeltest"
 )
@@ -150,10 +151,26 @@ func harness(t *testing.T, spec func(*testing.T) model.Spec) modeltest.Harness {
 		New:       func(*testing.T) model.Model { return New() },
 		Spec:      spec,
 		Ready:     ready,
+		Target:    target,
 		Leftovers: leftovers,
 		Grace:     5 * time.Second,
 		Patience:  30 * time.Second,
 	}
+}
+
+// target is a second host as far as the model can tell: other directories and groups. It shares the volume, since of two VEs
+// that stand still only one ever goes on.
+func target(t *testing.T, ve model.Spec) modeltest.Target {
+	t.Helper()
+	there := ve
+	there.Dir = ve.Dir + ".there"
+	there.Cgroup = ve.Cgroup + "-there"
+	if err := os.Mkdir(there.Dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(there.Dir) })
+	m := &Model{runtime: crun.Runtime{Root: filepath.Join(t.TempDir(), "crun")}}
+	return modeltest.Target{Model: m, Spec: there, Volume: func(context.Context) (model.Root, error) { return there.Root, nil }}
 }
 
 // ready waits until the init has set its trap: its child is there.
@@ -379,3 +396,7 @@ func TestEnds(t *testing.T) {
 		})
 	}
 }
+
+func (noPlug) Attach(context.Context, model.NIC) error { return nil }
+
+func (noPlug) Gate(context.Context, model.NIC, bool) error { return nil }

@@ -20,6 +20,9 @@ func writeIdentity(ve model.Spec, root string) error {
 	}
 	defer t.Close()
 	return asRootOf(ve.IDBase, func() error {
+		if err := forgetOther(ve, t); err != nil {
+			return identityError(err)
+		}
 		for _, file := range identity(ve) {
 			if err := t.write(file.name, []byte(file.content), file.mode); err != nil {
 				return identityError(err)
@@ -28,6 +31,23 @@ func writeIdentity(ve model.Spec, root string) error {
 		return nil
 	})
 }
+
+// forgetOther removes the identity of the VE that the tree was copied from, if it was.
+func forgetOther(ve model.Spec, t tree) error {
+	const longest = 64
+	id, err := t.read(model.MachineIDFile, longest)
+	if own := strings.TrimSpace(string(id)); err != nil || own == "" || own == "uninitialized" || own == machineID(ve) {
+		return nil //nolint:nilerr // it has none
+	}
+	for _, name := range model.Identity() {
+		if err := t.remove(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func machineID(ve model.Spec) string { return strings.ReplaceAll(ve.ID, "-", "") }
 
 // identityError is nobody's defect: the disk is full, or what the VE or its image has in the way is its own doing.
 func identityError(err error) error {
@@ -55,9 +75,13 @@ func identity(ve model.Spec) []identityFile {
 		return files
 	}
 	files = append(files,
-		identityFile{"/etc/machine-id", strings.ReplaceAll(ve.ID, "-", "") + "\n", 0o444},
+		identityFile{model.MachineIDFile, machineID(ve) + "\n", 0o444},
 		// A service's pressure watch is a bind mount and a kernel trigger that a live move cannot carry.
 		identityFile{"/run/systemd/system.conf.d/50-polder.conf", "[Manager]\nDefaultMemoryPressureWatch=off\n", 0o644},
+		// Users' own systemd, which would watch its cgroup's pressure in spite of that, and spin after a live move.
+		identityFile{"/run/systemd/system/user@.service.d/50-polder.conf", "[Service]\nMemoryPressureWatch=off\n", 0o644},
+		// A service's own user namespace can't be carried; a unit that is to have one all the same says so in a drop-in of its own.
+		identityFile{"/run/systemd/system/service.d/50-polder.conf", "[Service]\nPrivateUsers=no\n", 0o644},
 		// From outside a reboot looks like a halt (see exitOf), unless PID 1 says it by its exit status.
 		identityFile{"/run/systemd/system/systemd-reboot.service.d/50-polder.conf", fmt.Sprintf("[Unit]\nSuccessAction=exit-force\nSuccessActionExitStatus=%d\n", exitReboot), 0o644},
 	)
@@ -113,11 +137,17 @@ func resolvConf(ve model.Spec) string {
 	return "search" + search.String() + "\n" + servers.String()
 }
 
-// checkSpec refuses what would not be safe to write into files line by line, or to map.
+// checkSpec refuses what can't be run as a container.
 func checkSpec(ve model.Spec) error {
-	switch {
-	case ve.Root.Tree == "":
+	if ve.Root.Tree == "" {
 		return errors.New("the volume is not a tree")
+	}
+	return checkOwn(ve)
+}
+
+// checkOwn refuses what would not be safe to write into files line by line, or to map. The volume may be on its way.
+func checkOwn(ve model.Spec) error {
+	switch {
 	case strings.ContainsAny(ve.Name, "\n \t/") || ve.Name == "":
 		return fmt.Errorf("the name %q is no host name", ve.Name)
 	case ve.IDBase == 0 || ve.IDCount == 0:

@@ -261,3 +261,7 @@ func TestApplicationWithoutItsProgram(t *testing.T) {
 		t.Errorf("left behind: %q", left)
 	}
 }
+
+func (vethPlug) Attach(context.Context, model.NIC) error { return nil }
+
+func (vethPlug) Gate(context.Context, model.NIC, bool) error { return nil }

@@ -10,7 +10,8 @@ import (
 // seccomp is the filter of every container: an allow list, with less in it for an application than for a system.
 //
 // Some calls are refused that would do no harm, because a running VE that uses them could not be moved: CRIU carries
-// neither io_uring nor nested UTS namespaces. Programs fall back by themselves. clone3 hides its flags from filters
+// neither io_uring nor nested UTS namespaces, nor what a process has denied itself by Landlock, which may keep CRIU from talking to
+// its own code in the process. Programs fall back by themselves. clone3 hides its flags from filters
 // behind a pointer; with ENOSYS the C library uses clone instead, whose flags are seen.
 func seccomp(system bool) *specs.LinuxSeccomp {
 	allowed := ordinary()

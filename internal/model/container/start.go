@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -75,7 +76,7 @@ func (m *Model) start(ctx context.Context, ve model.Spec) (p model.Process, err 
 
 // traces says whether an earlier start has left anything.
 func (m *Model) traces(ve model.Spec) bool {
-	for _, path := range []string{recordFile(ve), string(cgroupOf(ve))} {
+	for _, path := range []string{recordFile(ve), moveFile(ve), string(cgroupOf(ve)), string(moverOf(ve)), imagesDir(ve)} {
 		if _, err := os.Stat(path); err == nil {
 			return true
 		}
@@ -137,5 +138,11 @@ func openLog(ve model.Spec) (*os.File, error) {
 			return nil, err
 		}
 	}
-	return os.OpenFile(ve.LogPath(), os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o640)
+	safe, err := os.OpenFile(ve.LogPath(), os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o640)
+	if err != nil {
+		return nil, err
+	}
+	defer safe.Close()
+	// The VE's own must not have the flag: CRIU opens it again with the same ones, by a link in /proc.
+	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", safe.Fd()), os.O_WRONLY|os.O_APPEND, 0)
 }

@@ -122,8 +122,11 @@ func parseSignal(s string) (syscall.Signal, bool) {
 // ended by itself leaves its cgroup and crun's state to it.
 func (m *Model) tidy(ctx context.Context, ve model.Spec) error {
 	w, running := m.running(ve)
-	if err := cgroupOf(ve).destroy(ctx); err != nil {
-		return err
+	// First what could make more of the VE.
+	for _, group := range []cgroup{moverOf(ve), cgroupOf(ve)} {
+		if err := group.destroy(ctx); err != nil {
+			return err
+		}
 	}
 	if running {
 		select {
@@ -133,7 +136,7 @@ func (m *Model) tidy(ctx context.Context, ve model.Spec) error {
 		}
 	}
 	failed := m.runtime.Delete(ctx, ve.ID)
-	failed = errors.Join(failed, unmountRoot(ve))
+	failed = errors.Join(failed, unmountRoot(ve), unmountImages(ve), forgetMove(ve))
 	for _, nic := range ve.NICs {
 		failed = errors.Join(failed, ve.Plug.Unplug(ctx, nic))
 	}

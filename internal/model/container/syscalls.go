@@ -21,9 +21,8 @@ func ordinary() []string {
 		getgroups32 getitimer getpeername getpgid getpgrp getpid getppid getpriority getrandom getresgid getresgid32
 		getresuid getresuid32 getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid getuid32
 		getxattr getxattrat inotify_add_watch inotify_init inotify_init1 inotify_rm_watch io_cancel io_destroy io_getevents
-		io_pgetevents io_pgetevents_time64 io_setup io_submit ioctl ioprio_get ioprio_set ipc kill landlock_add_rule
-		landlock_create_ruleset landlock_restrict_self lchown lchown32 lgetxattr link linkat listen listmount listns
-		listxattr listxattrat llistxattr lremovexattr lseek lsetxattr lsm_get_self_attr lsm_list_modules lstat lstat64
+		io_pgetevents io_pgetevents_time64 io_setup io_submit ioctl ioprio_get ioprio_set ipc kill lchown lchown32
+		lgetxattr link linkat listen listmount listns listxattr listxattrat llistxattr lremovexattr lseek lsetxattr lsm_get_self_attr lsm_list_modules lstat lstat64
 		madvise map_shadow_stack mbind membarrier memfd_create memfd_secret migrate_pages mincore mkdir mkdirat mknod
 		mknodat mlock mlock2 mlockall mmap mmap2 modify_ldt move_pages mprotect mq_getsetattr mq_notify mq_open
 		mq_timedreceive mq_timedreceive_time64 mq_timedsend mq_timedsend_time64 mq_unlink mremap mseal msgctl msgget msgrcv
@@ -60,7 +59,10 @@ func administration() []string {
 
 // refusedForMoving are left out although harmless, because a live move cannot carry what they make (see seccomp).
 func refusedForMoving() []string {
-	return []string{"io_uring_enter", "io_uring_register", "io_uring_setup", "clone3"}
+	return []string{
+		"io_uring_enter", "io_uring_register", "io_uring_setup", "clone3",
+		"landlock_add_rule", "landlock_create_ruleset", "landlock_restrict_self",
+	}
 }
 
 // forbidden are refused with EPERM rather than ENOSYS: programs that find them missing would take the kernel for

@@ -83,6 +83,21 @@ func (t tree) dir(name string) (*os.File, error) {
 	return t.open(name, unix.O_PATH|unix.O_DIRECTORY)
 }
 
+// remove removes name, which is no directory; a link is removed itself. One that is not there is no error.
+func (t tree) remove(name string) error {
+	dir, err := t.open(path.Dir(name), unix.O_PATH|unix.O_DIRECTORY)
+	if err == nil {
+		defer dir.Close()
+		if err = unix.Unlinkat(int(dir.Fd()), path.Base(name), 0); err != nil {
+			err = &fs.PathError{Op: "remove", Path: name, Err: err}
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	return err
+}
+
 // write makes name a regular file with the content and mode, whatever it was before; only a directory stays in the way.
 // A file that is like that already is left alone.
 func (t tree) write(name string, content []byte, mode uint32) error {

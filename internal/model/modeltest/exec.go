@@ -36,6 +36,7 @@ func testExec(t *testing.T, w *world) {
 		{name: "no input", req: api.ExecRequest{Command: []string{"cat"}}},
 		{name: "environment", req: api.ExecRequest{Command: []string{"sh", "-c", `printf %s "$A"`}, Env: []string{"A=b c"}}, stdout: "b c"},
 		{name: "directory", req: api.ExecRequest{Command: []string{"pwd"}, Dir: "/tmp"}, stdout: "/tmp\n"},
+		{name: "mask", req: sh("umask"), stdout: "0022\n"},
 		{name: "root", req: sh("id -u; id -g"), stdout: "0\n0\n"},
 		{name: "user", req: api.ExecRequest{Command: []string{"sh", "-c", "id -u; id -g"}, User: "7:8"}, stdout: "7\n8\n"},
 	} {

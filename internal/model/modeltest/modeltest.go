@@ -25,6 +25,8 @@ type Harness struct {
 	// Leftovers names what a VE that is stopped and removed still has on this host (processes, mounts, links, cgroups);
 	// it should be empty.
 	Leftovers func(t *testing.T, ve model.Spec) []string
+	// Target gives the other end for a move of a VE; nil for a model that is no model.Mover.
+	Target func(t *testing.T, ve model.Spec) Target
 	// Grace that an orderly stop needs at most.
 	Grace time.Duration
 	// Patience bounds every single wait.
@@ -56,6 +58,9 @@ func Run(t *testing.T, h Harness) {
 	}
 	if _, ok := h.New(t).(model.Consoler); ok {
 		t.Run("Console", func(t *testing.T) { testConsole(t, newWorld(t, h)) })
+	}
+	if h.Target != nil {
+		t.Run("Move", func(t *testing.T) { testMove(t, h) })
 	}
 }
 

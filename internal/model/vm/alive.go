@@ -74,7 +74,8 @@ func find(ve model.Spec) (*model.Watch, error) {
 // adoptPatience is how long Adopt waits for QEMU to say whether the VE is paused; a busy QEMU is taken to be running.
 const adoptPatience = 500 * time.Millisecond
 
-// Adopt finds the VE's QEMU by its lock on the pidfile.
+// Adopt finds the VE's QEMU by its lock on the pidfile. Of a VE on the move it tells what it will be when the move is over:
+// whether that is so here is for Keep or Enter to see to; one whose move is over is calmed.
 func (m *Model) Adopt(ctx context.Context, ve model.Spec) (p model.Process, paused, ok bool, err error) {
 	w, err := find(ve)
 	if err != nil || w == nil {
@@ -87,6 +88,10 @@ func (m *Model) Adopt(ctx context.Context, ve model.Spec) (p model.Process, paus
 	}
 	ctx, cancel := context.WithTimeout(ctx, adoptPatience)
 	defer cancel()
+	if end, err := readMoving(ve); err != nil || end != nil {
+		return p, err == nil && end.Paused, true, err
+	}
+	calm(ve)
 	status, err := queryStatus(ctx, ve)
 	return p, err == nil && status == "paused", true, nil
 }

@@ -13,6 +13,7 @@ type offer struct {
 	KVM      bool
 	VhostNet bool   // the kernel moves packets; only with KVM
 	Firmware string // directory of OVMF
+	Incoming bool   // the VE comes from another host: it waits for that
 }
 
 // Descriptors that QEMU inherits: the first after standard error, in this order; see inherit.
@@ -20,8 +21,10 @@ const (
 	fdQMP = 3 + iota
 	fdConsole
 	fdAgent
-	fdKVM // of /dev/null without KVM
-	fdNIC // the first NIC's tap; then vhost-net when offered; then the next NIC's
+	fdMove
+	fdKVM    // of /dev/null without KVM
+	fdMemory // see makeMemory
+	fdNIC    // the first NIC's tap; then vhost-net when offered; then the next NIC's
 )
 
 // tbSize in MiB bounds the translated code that TCG keeps: 256 MiB hold all that a system runs at boot, where the default
@@ -30,9 +33,9 @@ const tbSize = 256
 
 // arguments is QEMU's command line without the program's name. It depends on nothing but its parameters.
 //
-//   - Memory is a memfd, shared: a fork maps the same pages privately by /proc/PID/fd (its backend, ram0, may be of another
-//     type: only the id counts), a move to another QEMU on this host leaves them where they are. A file in a tmpfs could do
-//     the same, but is limited by that tmpfs' size, and stays behind when the host's daemon and QEMU die together.
+//   - Memory is a memfd that QEMU takes for a file it was given by name, and shares: so its migration can leave the memory where it
+//     is (x-ignore-shared), for a fork to map it. A file in a tmpfs would be limited by that tmpfs' size, and stay behind when the
+//     host's daemon and QEMU die together. What the backend is may differ between the ends of a move: only its id counts.
 //   - The disk goes through the host's page cache, with the flushes that the system inside asks for: on copy-on-write file
 //     systems direct I/O breaks checksums or is not possible, and the disk is never shared between hosts. So aio=threads
 //     (native needs direct I/O). No iothread: a disk that is mirrored or exported for a move then stays in one event loop.
@@ -54,6 +57,9 @@ func arguments(ve model.Spec, m machine, h offer) []string {
 	args = append(args, identity(ve, m)...)
 	args = append(args, channels(ve)...)
 	args = append(args, disks(ve)...)
+	if h.Incoming {
+		args = append(args, "-S", "-incoming", "defer")
+	}
 	for i, nic := range ve.NICs {
 		args = append(args, netdev(i, nic, h)...)
 	}
@@ -68,15 +74,14 @@ func accelerator(h offer) []string {
 }
 
 func board(ve model.Spec, m machine, h offer) []string {
-	// Whole MiB: QEMU rounds the size of the memory up, but not that of its backend.
-	memory := strconv.FormatInt(int64(ve.Memory/api.MiB), 10) + "M"
+	memory := strconv.FormatInt(memorySize(ve)>>20, 10) + "M"
 	machine := m.Machine + ",memory-backend=ram0,smm=off,vmport=off"
 	cpus := strconv.Itoa(ve.CPUs)
 	args := []string{
 		"-cpu", m.CPU,
 		"-smp", "cpus=" + cpus + ",sockets=1,cores=" + cpus + ",threads=1",
 		"-m", "size=" + memory,
-		"-object", "memory-backend-memfd,id=ram0,share=on,size=" + memory,
+		"-object", "memory-backend-file,id=ram0,share=on,mem-path=/proc/self/fd/" + strconv.Itoa(fdMemory) + ",size=" + memory,
 		"-rtc", "base=utc",
 		"-boot", "strict=on",
 	}
@@ -107,6 +112,7 @@ func channels(ve model.Spec) []string {
 	}
 	return []string{
 		"-chardev", socket("qmp", fdQMP), "-mon", "chardev=qmp,mode=control",
+		"-chardev", socket("move", fdMove), "-mon", "chardev=move,mode=control",
 		"-chardev", socket("console", fdConsole, "logfile="+ve.LogPath(), "logappend=on"),
 		"-device", "isa-serial,id=console0,chardev=console",
 		"-device", "virtio-serial-pci,id=serial0,addr=0x3",

@@ -61,11 +61,10 @@ func makeCgroup(ve model.Spec) (*os.File, error) {
 			up = filepath.Join(up, part)
 		}
 	}
-	most := ve.Memory + qemuOverhead + tbSize*api.MiB
 	for name, value := range map[string]string{
-		"memory.max": strconv.FormatInt(int64(most), 10),
+		"memory.max": strconv.FormatInt(int64(mostMemory(ve)), 10),
 		"pids.max":   strconv.Itoa(qemuThreads),
-		"cpu.weight": strconv.Itoa(min(100*ve.CPUs, 10000)),
+		"cpu.weight": strconv.Itoa(usualWeight(ve)),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(value), 0); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission) {
 			return nil, fmt.Errorf("limit cgroup of vm %q: %w", ve.Name, err)
@@ -73,6 +72,26 @@ func makeCgroup(ve model.Spec) (*os.File, error) {
 	}
 	return os.Open(dir)
 }
+
+// mostMemory is what a VE's QEMU may take.
+func mostMemory(ve model.Spec) api.Bytes { return ve.Memory + qemuOverhead + tbSize*api.MiB }
+
+// allowForks gives a VE that is forked room for its memory twice: what its forks share with it stays on its account, beside what it writes
+// from then on. A host without the controller has no limit.
+func allowForks(ve model.Spec) error {
+	dir, err := cgroupDir(ve)
+	if err != nil {
+		return err
+	}
+	err = os.WriteFile(filepath.Join(dir, "memory.max"), []byte(strconv.FormatInt(int64(mostMemory(ve)+ve.Memory), 10)), 0)
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("limit cgroup of vm %q: %w", ve.Name, err)
+	}
+	return nil
+}
+
+// usualWeight is the VE's share of the processor, as that of cgroups goes.
+func usualWeight(ve model.Spec) int { return min(100*ve.CPUs, 10000) }
 
 // removeCgroup removes the VE's cgroup, and kills what is in it: no QEMU runs as far as its pidfile tells, so it is one that
 // was just being started when the daemon was killed. It is busy for a moment after its last process has ended.

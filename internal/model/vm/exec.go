@@ -87,6 +87,7 @@ type session struct {
 	wrapper int64 // pid of the script inside; 0: not started
 	poll    time.Duration
 
+	input       int64  // handle of control; 0: not open
 	journal     int64  // handle
 	rest        string // of the journal: a line that is not whole yet
 	outputs     []*output
@@ -118,6 +119,10 @@ func (s *session) start(ctx context.Context, req api.ExecRequest) error {
 		}
 		if status.Exited {
 			s.wrapperGone = true
+			// It may have written the journal and ended between the two questions.
+			if s.journal, err = s.line.open(ctx, s.dir+"/journal", "r"); err == nil || unlessRefused(err) != nil {
+				return err
+			}
 			text, _ := base64.StdEncoding.DecodeString(status.Stderr)
 			return api.Errorf(api.Invalid, "the command could not be set up: %s", strings.TrimSpace(string(text)))
 		}
@@ -402,7 +407,7 @@ func (s *session) tidy(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanPatience)
 	defer cancel()
-	handles := []int64{s.journal}
+	handles := []int64{s.input, s.journal}
 	for _, o := range s.outputs {
 		handles = append(handles, o.handle)
 	}

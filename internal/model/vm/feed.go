@@ -13,11 +13,13 @@ const unread = 3
 
 // feed sends the caller's input in numbered files. It returns when ctx ends, which is no error: the command has ended.
 func (s *session) feed(ctx context.Context) error {
-	control, err := s.line.open(ctx, s.dir+"/control", "r+") // "r+": does not block, whether or not the script reads yet
+	// "r+": does not block, whether or not the script reads yet. It stays open for as long as the session: if it were closed before the script
+	// begins to read, what was written would be gone.
+	control, err := s.line.open(ctx, s.dir+"/control", "r+")
 	if err != nil {
 		return unlessEnded(ctx, err)
 	}
-	defer func() { _ = s.line.closeFile(ctx, control) }()
+	s.input = control
 	in := &inbox{changed: make(chan struct{}, 1), room: make(chan struct{}, 1)}
 	go in.fill(ctx, s.streams.Stdin)
 	for n := 1; ; n++ {

@@ -63,6 +63,8 @@ type qemuVersion struct {
 	mu     sync.Mutex
 	of     os.FileInfo
 	number string // "10.0"
+
+	all offers
 }
 
 func (v *qemuVersion) newest(ctx context.Context, emulator string) (string, error) {

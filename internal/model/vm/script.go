@@ -10,6 +10,8 @@ package vm
 //	journal           "out 1": piece 0 is whole and 1 has begun; "out end"; "out failed"; "exit 0": the command has ended
 //	pid, tty          the command's process group, its terminal
 //
+// What it makes itself is nobody else's business; the command begins with the umask that a container's has.
+//
 // It needs what a POSIX shell has, setsid, setpriv for another user, and script for a terminal (Debian: util-linux and
 // bsdutils, both essential).
 const execScript = `d=$1 user=$2 cwd=$3 line=$4 input=$5; shift 5
@@ -54,10 +56,10 @@ else
   : >"$d/in" & pids=$!
 fi
 if [ -n "$line" ]; then
-  SHELL=/bin/sh setsid script -qefc "echo \$\$ >$d/pid; tty >$d/tty; $line $as $*" /dev/null <"$d/in" >"$d/out" 2>&1 & main=$!
+  SHELL=/bin/sh setsid script -qefc "umask 022; echo \$\$ >$d/pid; tty >$d/tty; $line $as $*" /dev/null <"$d/in" >"$d/out" 2>&1 & main=$!
 else
   pump err <"$d/err" & pumps="$pumps $!"
-  setsid sh -c 'echo $$ >"$1/pid"; cd -- "$2" || exit 126; shift 2; exec "$@"' sh "$d" "${cwd:-/}" $as "$@" <"$d/in" >"$d/out" 2>"$d/err" & main=$!
+  setsid sh -c 'umask 022; echo $$ >"$1/pid"; cd -- "$2" || exit 126; shift 2; exec "$@"' sh "$d" "${cwd:-/}" $as "$@" <"$d/in" >"$d/out" 2>"$d/err" & main=$!
 fi
 echo $main $pids $pumps >"$d/pids"
 wait $main

@@ -127,9 +127,9 @@ func (m *Model) start(ctx context.Context, ve model.Spec) (model.Process, error)
 	if err := m.prepare(ctx, ve); err != nil {
 		return model.Process{}, err
 	}
-	w, err := m.launch(ctx, ve)
+	w, err := m.launch(ctx, ve, m.offer())
 	if err == nil {
-		err = ready(ctx, ve, w)
+		err = answers(ctx, ve, w)
 	}
 	if err != nil {
 		return model.Process{}, errors.Join(err, m.tidyAfter(ctx, ve, w))
@@ -155,7 +155,7 @@ func (m *Model) tidyAfter(ctx context.Context, ve model.Spec, w *model.Watch) er
 }
 
 // launch starts the process. What it needs and may not open itself, it inherits.
-func (m *Model) launch(ctx context.Context, ve model.Spec) (*model.Watch, error) {
+func (m *Model) launch(ctx context.Context, ve model.Spec, offer offer) (*model.Watch, error) {
 	machine, err := m.settle(ctx, ve)
 	if err != nil {
 		return nil, err
@@ -164,7 +164,6 @@ func (m *Model) launch(ctx context.Context, ve model.Spec) (*model.Watch, error)
 	if err != nil {
 		return nil, err
 	}
-	offer := m.offer()
 	files, err := inherit(ctx, ve, offer)
 	defer func() {
 		for _, f := range files {
@@ -229,20 +228,20 @@ func (m *Model) offer() offer {
 	return o
 }
 
-// ready waits until QEMU answers, which it does once the VE runs, or has ended.
-func ready(ctx context.Context, ve model.Spec, w *model.Watch) error {
+// answers waits until QEMU answers, which it does once the VE runs, or has ended.
+func answers(ctx context.Context, ve model.Spec, w *model.Watch) error {
 	ctx, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
-	answers := make(chan error, 1)
+	answer := make(chan error, 1)
 	go func() {
 		c, err := qmp.Dial(ctx, qmpSocket(ve))
 		if err == nil {
 			c.Close()
 		}
-		answers <- err
+		answer <- err
 	}()
 	select {
-	case err := <-answers:
+	case err := <-answer:
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
@@ -255,7 +254,7 @@ func ready(ctx context.Context, ve model.Spec, w *model.Watch) error {
 		}
 	case status := <-w.Exited:
 		cancel()
-		<-answers //nolint:errcheck // why it was given up is known
+		<-answer //nolint:errcheck // why it was given up is known
 		return startFailure(ve, errors.New(status.String()))
 	}
 }
@@ -269,7 +268,7 @@ func startFailure(ve model.Spec, err error) error {
 	return fmt.Errorf("qemu: %w: %s", err, log)
 }
 
-// inherit opens what QEMU gets as descriptors 3, 4, … in the order of fdQMP, fdConsole, fdAgent, fdKVM, fdNIC.
+// inherit opens what QEMU gets as descriptors 3, 4, … in the order of fdQMP, fdConsole, fdAgent, fdMove, fdKVM, fdMemory, fdNIC.
 func inherit(ctx context.Context, ve model.Spec, o offer) (files []*os.File, err error) {
 	add := func(f *os.File, err error) error {
 		if err == nil {
@@ -277,7 +276,7 @@ func inherit(ctx context.Context, ve model.Spec, o offer) (files []*os.File, err
 		}
 		return err
 	}
-	for _, path := range []string{qmpSocket(ve), consoleSocket(ve), agentSocket(ve)} {
+	for _, path := range []string{qmpSocket(ve), consoleSocket(ve), agentSocket(ve), moveSocket(ve)} {
 		if err := add(listen(path)); err != nil {
 			return files, err
 		}
@@ -287,6 +286,9 @@ func inherit(ctx context.Context, ve model.Spec, o offer) (files []*os.File, err
 		device = "/dev/kvm"
 	}
 	if err := add(os.OpenFile(device, os.O_RDWR, 0)); err != nil {
+		return files, err
+	}
+	if err := add(makeMemory(memorySize(ve))); err != nil {
 		return files, err
 	}
 	for _, nic := range ve.NICs {

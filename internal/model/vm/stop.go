@@ -116,8 +116,8 @@ func (m *Model) clean(ctx context.Context, ve model.Spec) error {
 	for _, nic := range ve.NICs {
 		errs = append(errs, ve.Plug.Unplug(ctx, nic))
 	}
-	errs = append(errs, removeCgroup(ctx, ve))
-	for _, path := range []string{qmpSocket(ve), consoleSocket(ve), agentSocket(ve), pidFile(ve), runningFile(ve), haltingFile(ve)} {
+	errs = append(errs, removeCgroup(ctx, ve), os.RemoveAll(keyDir(ve)), m.forbidFaults(ve.IDBase))
+	for _, path := range []string{qmpSocket(ve), consoleSocket(ve), agentSocket(ve), moveSocket(ve), pidFile(ve), runningFile(ve), haltingFile(ve), movingFile(ve)} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
 			errs = append(errs, err)
 		}

@@ -16,12 +16,29 @@
 // How it ended is told by, in this order: a Stop of ours (the mark "halting"); the exit status, when the kernel knows it; and
 // the pidfile, which QEMU removes when it exits by itself and leaves behind when it is killed.
 //
+// # Moves
+//
+// The source's QEMU is a client of the target's, on connections of their own with TLS by a key of that move: NBD for the disk,
+// migration for the memory. The two models talk on a stream of the session (wire.go). QEMU goes on by itself when the daemon
+// dies, up to where the source stands still before it hands over (pause-before-switchover), and no further: from then on it
+// takes a daemon to go on, or Keep to go back. At the target nothing runs before Enter (-S).
+//
+//	send.go, receive.go   the two ends, step by step         movedisk.go, delta.go   the disk
+//	keep.go               which end goes on                  monitor.go              QEMU's part, and how it is tidied up
+//	needs.go, load.go     what is asked before               pace.go                 for how long it may stand still
+//
+// A VE that was paused is moved as it is, and is paused at the target; move.json carries that, as QEMU can't tell a VE that
+// somebody paused from one that stands still for the move.
+//
 // # Files in Spec.Dir
 //
 //	machine.json  machine type, CPU and generation, settled at the first start, kept for the VE's life
 //	running.json  written before each start: boot id and accelerator, to judge a pidfile by
 //	run/pid       QEMU's pidfile; the directory is the VE's user's, so that QEMU can remove it
 //	qmp.sock, console.sock, agent.sock   root only
+//	move.sock     a second monitor, of moves only: QEMU serves one client of each, and a move is long (see Send)
+//	move.json     a move is under way, or was cut off: which end this is, and what the VE is to be afterwards
+//	key/          the key of that move's connections, while there is one
 //	console.log, qemu.log                the serial console; QEMU's standard error
 //	vars.fd, seed.iso                    UEFI variables; NoCloud data
 //	halting       a Stop is under way
@@ -52,6 +69,8 @@ type Config struct {
 type Model struct {
 	cfg     Config
 	version qemuVersion
+
+	faults sync.Mutex // keeps changes of who may open faultDevice whole
 
 	mu  sync.Mutex // guards ves
 	ves map[string]*attached
@@ -109,6 +128,7 @@ func (m *Model) release(ve model.Spec) {
 func qmpSocket(ve model.Spec) string     { return ve.Dir + "/qmp.sock" }
 func consoleSocket(ve model.Spec) string { return ve.Dir + "/console.sock" }
 func agentSocket(ve model.Spec) string   { return ve.Dir + "/agent.sock" }
+func moveSocket(ve model.Spec) string    { return ve.Dir + "/move.sock" }
 func runDir(ve model.Spec) string        { return ve.Dir + "/run" }
 func pidFile(ve model.Spec) string       { return ve.Dir + "/run/pid" }
 func qemuLog(ve model.Spec) string       { return ve.Dir + "/qemu.log" }

@@ -26,10 +26,14 @@ type Backend struct {
 	ves     map[string]api.VE
 	images  map[string]api.Image
 	content map[string][]byte // of images, by digest
+	hosts   []api.Host        // besides the first two
 	ops     []*operation      // oldest first
-	events  []api.Event
-	changed chan struct{} // closed and renewed at every change
-	release chan struct{} // closed by Release
+
+	snapshots map[string][]api.Snapshot // by VE
+	templates []api.Template
+	events    []api.Event
+	changed   chan struct{} // closed and renewed at every change
+	release   chan struct{} // closed by Release
 }
 
 type operation struct {
@@ -40,7 +44,7 @@ type operation struct {
 // New makes a backend with the images of the package comment, and no VE.
 func New() *Backend {
 	b := &Backend{
-		ves:     map[string]api.VE{},
+		ves: map[string]api.VE{}, snapshots: map[string][]api.Snapshot{},
 		images:  map[string]api.Image{},
 		content: map[string][]byte{},
 		changed: make(chan struct{}),

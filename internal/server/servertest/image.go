@@ -116,23 +116,26 @@ func (b *Backend) DeleteImage(_ context.Context, ref string) (api.Operation, err
 	return b.start("image delete", "image/"+ref, "", func() { delete(b.images, image.Digest) }), nil
 }
 
-// Hosts implements server.Backend.
-func (b *Backend) Hosts(ctx context.Context) ([]api.Host, error) {
-	ves, err := b.VEs(ctx)
-	capabilities, _ := b.Capabilities(ctx)
-	return []api.Host{{
-		Name: "h1", State: "ready", Version: "v0", Kernel: "6.12.0", CPUs: 2, MemoryBytes: 4 * api.GiB, VEs: len(ves), BootedAt: epoch, Capabilities: capabilities,
-	}}, err
-}
-
 // Networks implements server.Backend.
 func (b *Backend) Networks(context.Context) ([]api.Network, error) {
 	return []api.Network{{Name: "default", Bridge: "polder0", IPv4: "10.87.0.1/24", IPv6: "fd00::1/64", Domain: "polder.internal", NAT: true, MTU: 1500}}, nil
 }
 
+// ChangeNetwork implements server.Backend: host h1 has no WireGuard.
+func (b *Backend) ChangeNetwork(ctx context.Context, name string, change api.NetworkChange) (api.Network, error) {
+	if name != "default" {
+		return api.Network{}, api.Errorf(api.NotFound, "network %q: no such network", name)
+	}
+	if change.Encrypted != nil && *change.Encrypted {
+		return api.Network{}, api.Errorf(api.Precondition, "encrypt between hosts: host \"h1\" can't")
+	}
+	all, err := b.Networks(ctx)
+	return all[0], err
+}
+
 // Pools implements server.Backend.
 func (b *Backend) Pools(context.Context) ([]api.Pool, error) {
-	return []api.Pool{{Name: "default", Driver: "btrfs", Path: "/pool", TotalBytes: 8 * api.GiB, FreeBytes: 6 * api.GiB, Volumes: 1}}, nil
+	return []api.Pool{{Name: "default", Host: "h1", Driver: "btrfs", Path: "/pool", TotalBytes: 8 * api.GiB, FreeBytes: 6 * api.GiB, Volumes: 1}}, nil
 }
 
 // Volumes implements server.Backend.
@@ -140,7 +143,7 @@ func (b *Backend) Volumes(_ context.Context, pool string) ([]api.Volume, error) 
 	if pool != "default" {
 		return nil, api.Errorf(api.NotFound, "pool %q not found; see: polder pool list", pool)
 	}
-	return []api.Volume{{Name: "v1", Pool: pool, VE: "c1", SizeBytes: 10 * api.GiB, UsedBytes: 12 * api.MiB}}, nil
+	return []api.Volume{{Name: "v1", Host: "h1", Pool: pool, VE: "c1", SizeBytes: 10 * api.GiB, UsedBytes: 12 * api.MiB}}, nil
 }
 
 // Capabilities implements server.Backend.

@@ -31,7 +31,8 @@ import (
 // Pool is a storage.Pool.
 type Pool struct {
 	*pooldir.Pool
-	quota quota
+	quota    quota
+	arrivals arrivals
 }
 
 var _ storage.Pool = (*Pool)(nil)
@@ -76,7 +77,7 @@ func (d driver) NeedsBase(storage.Kind) bool { return false }
 func (d driver) Complete(*storage.Volume, string, pooldir.Meta) {}
 
 func (d driver) MakeTree(path string) error {
-	if err := createSubvolume(path); err != nil {
+	if err := createSubvolume(path, 0); err != nil {
 		return fmt.Errorf("make subvolume %s: %w", path, err)
 	}
 	return os.Chmod(path, 0o755)
@@ -93,42 +94,99 @@ func (d driver) Seal(path string, kind storage.Kind) error {
 }
 
 func (d driver) CloneTree(_ context.Context, base, dir string, meta pooldir.Meta) error {
-	if !d.quota.on {
-		if err := pooldir.WriteMeta(dir, meta); err != nil {
-			return err
-		}
-		return d.snapshot(base, dir, 0)
-	}
-	// Written down before it is made: a group that nobody knows of would stay for ever.
-	meta.QGroup = newGroup()
-	if err := pooldir.WriteMeta(dir, meta); err != nil {
-		return err
-	}
-	if err := d.quota.create(meta.QGroup); err != nil {
-		return err
-	}
-	if meta.Size > 0 {
+	if d.quota.on && meta.Size > 0 {
 		parent, err := pooldir.ReadMeta(filepath.Dir(base))
 		if err != nil {
 			return err
 		}
 		// The group counts only what the volume does not share with its base. The kernel reads a limit of 0 as none.
-		if err := d.quota.limit(meta.QGroup, max(meta.Size-parent.Size, 1)); err != nil {
+		meta.Limit = max(meta.Size-parent.Size, 1)
+	}
+	meta, err := d.writeMeta(dir, meta)
+	if err != nil {
+		return err
+	}
+	return d.snapshot(base, filepath.Join(dir, pooldir.TreeName), meta.QGroup)
+}
+
+// CopyTree takes a snapshot of the volume, and of each subvolume inside. Its limit is what the volume had left.
+func (d driver) CopyTree(_ context.Context, from, dir string, meta pooldir.Meta) error {
+	parent := meta
+	meta.QGroup, meta.Limit = 0, 0
+	meta, err := d.writeMeta(dir, meta)
+	if err != nil {
+		return err
+	}
+	root, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	id, err := subvolumeID(root)
+	if err != nil {
+		return err
+	}
+	within, err := nestedIn(root, id)
+	if err != nil {
+		return err
+	}
+	defer closeNested(within)
+	half, whole := filepath.Join(dir, ".new."+pooldir.TreeName), filepath.Join(dir, pooldir.TreeName)
+	if err := d.snapshot(from, half, meta.QGroup); err != nil {
+		return err
+	}
+	if err := copyNested(half, id, within, meta.QGroup); err != nil {
+		return err
+	}
+	if parent.QGroup != 0 && parent.Limit > 0 && meta.QGroup != 0 {
+		used, err := d.quota.used(parent.QGroup) // after the snapshot: until then it lacks what is not written yet
+		if err != nil {
+			return err
+		}
+		meta.Limit = max(parent.Limit-used, 1)
+		if err := errors.Join(pooldir.WriteMeta(dir, meta), d.quota.limit(meta.QGroup, meta.Limit)); err != nil {
 			return err
 		}
 	}
-	return d.snapshot(base, dir, meta.QGroup)
+	if err := os.Rename(half, whole); err != nil {
+		return err
+	}
+	return pooldir.SyncUp(dir)
 }
 
-func (d driver) snapshot(base, dir string, group uint64) error {
-	if err := snapshot(base, filepath.Join(dir, pooldir.TreeName), group); err != nil {
-		return fmt.Errorf("snapshot %s: %w", base, err)
+// writeMeta writes the meta of a new volume, with a quota group of its own where there are quotas.
+func (d driver) writeMeta(dir string, meta pooldir.Meta) (pooldir.Meta, error) {
+	if !d.quota.on {
+		meta.Limit = 0
+		return meta, pooldir.WriteMeta(dir, meta)
+	}
+	// Written down before it is made: a group that nobody knows of would stay for ever.
+	meta.QGroup = newGroup()
+	if err := pooldir.WriteMeta(dir, meta); err != nil {
+		return meta, err
+	}
+	if err := d.quota.create(meta.QGroup); err != nil {
+		return meta, err
+	}
+	if meta.Limit > 0 {
+		return meta, d.quota.limit(meta.QGroup, meta.Limit)
+	}
+	return meta, nil
+}
+
+func (d driver) snapshot(from, to string, group uint64) error {
+	if err := snapshot(from, to, group); err != nil {
+		return fmt.Errorf("snapshot %s: %w", from, err)
 	}
 	return nil
 }
 
 func (d driver) CloneDisk(_ context.Context, base, dir string, meta pooldir.Meta) error {
 	return pooldir.ReflinkDisk(base, dir, meta)
+}
+
+func (d driver) CopyDisk(_ context.Context, from, dir string, meta pooldir.Meta) error {
+	return pooldir.ReflinkDisk(from, dir, meta)
 }
 
 // Purge removes all subvolumes in dir with those nested in them, the quota group, then the rest.
@@ -180,6 +238,9 @@ func (d driver) destroyAt(path string, group uint64) error {
 		return err
 	}
 	id, err := subvolumeID(f)
+	if err == nil {
+		err = unsealNested(f, id)
+	}
 	f.Close() // before it is destroyed
 	if err != nil {
 		return err

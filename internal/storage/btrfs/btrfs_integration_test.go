@@ -152,6 +152,38 @@ func TestLimitAndNestedSubvolumes(t *testing.T) {
 }
 
 // A VE that has used up its limit can help itself by deleting.
+// A copy has the subvolumes that were made inside, as they are, and counts what it writes itself.
+func TestCopyHasNestedSubvolumes(t *testing.T) {
+	p, v := poolWithVolume(t, 64*api.MiB)
+	run(t, "btrfs", "subvolume", "create", filepath.Join(v.Path, "a"))
+	run(t, "mkdir", filepath.Join(v.Path, "a/dir"))
+	run(t, "btrfs", "subvolume", "create", filepath.Join(v.Path, "a/dir/b"))
+	run(t, "dd", "if=/dev/zero", "of="+filepath.Join(v.Path, "a/dir/b/file"), "bs=1M", "count=16", "status=none")
+	run(t, "btrfs", "property", "set", filepath.Join(v.Path, "a"), "ro", "true")
+	c, err := p.Copy(t.Context(), v.ID, "copy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(filepath.Join(c.Path, "a/dir/b/file")); err != nil || info.Size() != 16<<20 {
+		t.Errorf("in the copy: %v, %v", info, err)
+	}
+	if err := os.WriteFile(filepath.Join(c.Path, "a/file"), nil, 0o600); err == nil {
+		t.Error("the read-only subvolume is writable in the copy")
+	}
+	run(t, "sync", "-f", c.Path)
+	if used, err := p.Usage(t.Context(), "copy"); err != nil || used > api.MiB {
+		t.Errorf("a fresh copy uses %v, %v", used, err)
+	}
+	if out, err := exec.Command("dd", "if=/dev/zero", "of="+filepath.Join(c.Path, "a/dir/b/more"), "bs=1M", "count=56", "status=none").CombinedOutput(); err == nil || !strings.Contains(string(out), "quota") {
+		t.Errorf("72 MiB in a volume of 64: %v, %s", err, out)
+	}
+	for _, id := range []string{v.ID, "copy"} {
+		if err := p.Delete(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestFullVolumeCanBeEmptied(t *testing.T) {
 	_, v := poolWithVolume(t, 32*api.MiB)
 	name := filepath.Join(v.Path, "big")

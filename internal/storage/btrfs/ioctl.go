@@ -14,6 +14,7 @@ import (
 
 // ioctl numbers of linux/btrfs.h: direction, size of the argument, 0x94, number.
 const (
+	iocSend          = 0x40489426
 	iocTreeSearch    = 0xd0009411
 	iocInoLookup     = 0xd0009412
 	iocSnapCreate    = 0x50009417
@@ -34,8 +35,10 @@ const (
 	flagQgroupInherit = 1 << 2 // BTRFS_SUBVOL_QGROUP_INHERIT
 	flagByID          = 1 << 4 // BTRFS_SUBVOL_SPEC_BY_ID
 	rootTree          = 1
+	quotaTree         = 8
 	firstFreeObjectID = 256 // inode of every subvolume's root
 	rootRefKey        = 156
+	groupRelationKey  = 246 // of two quota groups, in either direction
 	enableSimpleQuota = 4
 	limitReferenced   = 1
 )
@@ -77,8 +80,10 @@ func at(path string, args *volArgs) (*os.File, error) {
 	return os.Open(filepath.Dir(path))
 }
 
-func createSubvolume(path string) error {
+// createSubvolume makes an empty subvolume, in a quota group unless that is 0.
+func createSubvolume(path string, group uint64) error {
 	var args volArgs
+	args.join(group)
 	dir, err := at(path, &args)
 	if err != nil {
 		return err
@@ -96,18 +101,36 @@ func snapshot(source, path string, group uint64) error {
 	}
 	defer src.Close()
 	args := volArgs{fd: int64(src.Fd())}
-	if group != 0 {
-		inherit := &qgroupInherit{groups: 1, group: group}
-		args.flags |= flagQgroupInherit
-		args.size = uint64(unsafe.Sizeof(*inherit))
-		args.inherit = unsafe.Pointer(inherit)
+	args.join(group)
+	return args.snapshot(path)
+}
+
+// freeze makes path a read-only snapshot of an open subvolume, and commits the transaction.
+func freeze(src *os.File, path string) error {
+	args := volArgs{fd: int64(src.Fd()), flags: flagReadOnly}
+	err := args.snapshot(path)
+	runtime.KeepAlive(src)
+	return err
+}
+
+// join puts what is made into a quota group, unless that is 0.
+func (args *volArgs) join(group uint64) {
+	if group == 0 {
+		return
 	}
-	dir, err := at(path, &args)
+	inherit := &qgroupInherit{groups: 1, group: group}
+	args.flags |= flagQgroupInherit
+	args.size = uint64(unsafe.Sizeof(*inherit))
+	args.inherit = unsafe.Pointer(inherit)
+}
+
+func (args *volArgs) snapshot(path string) error {
+	dir, err := at(path, args)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	return ioctl(dir, iocSnapCreate, unsafe.Pointer(&args))
+	return ioctl(dir, iocSnapCreate, unsafe.Pointer(args))
 }
 
 func setReadOnly(path string) error {
@@ -116,12 +139,20 @@ func setReadOnly(path string) error {
 		return err
 	}
 	defer f.Close()
-	var flags uint64
-	if err := ioctl(f, iocSubvolGetFlag, unsafe.Pointer(&flags)); err != nil {
+	flags, err := subvolumeFlags(f)
+	if err != nil {
 		return err
 	}
-	flags |= flagReadOnly
+	return setFlags(f, flags|flagReadOnly)
+}
+
+func setFlags(f *os.File, flags uint64) error {
 	return ioctl(f, iocSubvolSetFlag, unsafe.Pointer(&flags))
+}
+
+func subvolumeFlags(f *os.File) (flags uint64, err error) {
+	err = ioctl(f, iocSubvolGetFlag, unsafe.Pointer(&flags))
+	return flags, err
 }
 
 // destroySubvolume deletes the subvolume with this id, anywhere in the file system of within.
@@ -166,25 +197,45 @@ type searchArgs struct {
 
 // childSubvolumes lists the subvolumes directly below one.
 func childSubvolumes(within *os.File, id uint64) ([]uint64, error) {
-	const headerSize = 32 // struct btrfs_ioctl_search_header: transid, object, offset u64; type, length u32
 	var children []uint64
+	err := eachRootRef(within, id, func(child uint64, _ []byte) error {
+		children = append(children, child)
+		return nil
+	})
+	return children, err
+}
+
+// eachRootRef calls f with each subvolume directly below one, and where it is: a struct btrfs_root_ref.
+func eachRootRef(within *os.File, id uint64, f func(child uint64, ref []byte) error) error {
+	if err := search(within, rootTree, id, rootRefKey, f); err != nil {
+		return fmt.Errorf("list subvolumes below %d: %w", id, err)
+	}
+	return nil
+}
+
+// search calls f with the offset and content of each item of an object, of one type, in a tree.
+func search(within *os.File, tree, object uint64, kind uint32, f func(offset uint64, item []byte) error) error {
+	const headerSize = 32 // struct btrfs_ioctl_search_header: transid, object, offset u64; type, length u32
 	args := searchArgs{
-		tree: rootTree, minObject: id, maxObject: id, minType: rootRefKey, maxType: rootRefKey,
+		tree: tree, minObject: object, maxObject: object, minType: kind, maxType: kind,
 		maxOffset: ^uint64(0), maxTransid: ^uint64(0),
 	}
 	for {
 		args.items = 1 << 12
 		if err := ioctl(within, iocTreeSearch, unsafe.Pointer(&args)); err != nil {
-			return nil, fmt.Errorf("list subvolumes below %d: %w", id, err)
+			return err
 		}
 		if args.items == 0 {
-			return children, nil
+			return nil
 		}
 		rest := args.buf[:]
 		for range args.items {
-			children = append(children, binary.NativeEndian.Uint64(rest[16:]))
-			rest = rest[headerSize+binary.NativeEndian.Uint32(rest[28:]):]
+			offset, length := binary.NativeEndian.Uint64(rest[16:]), binary.NativeEndian.Uint32(rest[28:])
+			if err := f(offset, rest[headerSize:headerSize+length]); err != nil {
+				return err
+			}
+			rest = rest[headerSize+length:]
+			args.minOffset = offset + 1
 		}
-		args.minOffset = children[len(children)-1] + 1
 	}
 }

@@ -109,10 +109,28 @@ func (q quota) leave(subvolume, group uint64) error {
 	return nil
 }
 
-// remove removes a group that no subvolume is in any more.
+// remove removes a group. Subvolumes that are gone may be in it still: of such whose extents others shared, the kernel keeps the count.
 func (q quota) remove(group uint64) error {
+	f, err := os.Open(q.path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var members []uint64
+	err = search(f, quotaTree, group, groupRelationKey, func(member uint64, _ []byte) error {
+		members = append(members, member)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("list quota group: %w", err)
+	}
+	for _, member := range members {
+		if err := q.leave(member, group); err != nil && !noGroup(err) {
+			return err
+		}
+	}
 	args := [2]uint64{0, group}
-	if err := q.ioctl(iocQgroupCreate, unsafe.Pointer(&args)); err != nil {
+	if err := ioctl(f, iocQgroupCreate, unsafe.Pointer(&args)); err != nil {
 		return fmt.Errorf("remove quota group: %w", err)
 	}
 	return nil
@@ -142,9 +160,14 @@ func (q quota) ioctl(request uintptr, arg unsafe.Pointer) error {
 }
 
 // used is what the subvolumes in a group have written and still have.
-func (q quota) used(group uint64) (api.Bytes, error) {
+func (q quota) used(group uint64) (api.Bytes, error) { return q.number(group, "referenced") }
+
+// limitOf is a group's limit.
+func (q quota) limitOf(group uint64) (api.Bytes, error) { return q.number(group, "max_referenced") }
+
+func (q quota) number(group uint64, file string) (api.Bytes, error) {
 	name := fmt.Sprintf("%d_%d", group>>48, group&(1<<48-1))
-	text, err := os.ReadFile(filepath.Join(q.sysfs, name, "referenced"))
+	text, err := os.ReadFile(filepath.Join(q.sysfs, name, file))
 	if err != nil {
 		return 0, err
 	}

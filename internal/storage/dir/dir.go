@@ -29,6 +29,9 @@ type Pool struct {
 	*pooldir.Pool
 	reflink bool
 	noTrees string // why trees cannot be overlays here; "": they can
+
+	departures departures
+	arrivals   arrivals
 }
 
 var _ storage.Pool = (*Pool)(nil)
@@ -148,10 +151,54 @@ func (d driver) CloneTree(_ context.Context, base, dir string, meta pooldir.Meta
 			return err
 		}
 	}
-	if err := pooldir.Sync(dir); err != nil {
+	return pooldir.SyncUp(dir)
+}
+
+// CopyTree copies the upper layer, sharing blocks where the file system can.
+func (d driver) CopyTree(ctx context.Context, from, dir string, meta pooldir.Meta) error {
+	if err := pooldir.WriteMeta(dir, meta); err != nil {
 		return err
 	}
-	return pooldir.Sync(filepath.Dir(dir))
+	if err := copyFiles(ctx, filepath.Join(filepath.Dir(from), "upper"), filepath.Join(dir, "upper")); err != nil {
+		return err
+	}
+	for _, name := range []string{"work", pooldir.TreeName} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			return err
+		}
+	}
+	return pooldir.SyncUp(dir)
+}
+
+func (d driver) CopyDisk(ctx context.Context, from, dir string, meta pooldir.Meta) error {
+	if d.reflink {
+		return pooldir.ReflinkDisk(from, dir, meta)
+	}
+	if err := pooldir.WriteMeta(dir, meta); err != nil {
+		return err
+	}
+	whole := filepath.Join(dir, filepath.Base(from))
+	half := filepath.Join(dir, ".new."+filepath.Base(from))
+	if err := copyFiles(ctx, from, half); err != nil {
+		return err
+	}
+	if err := os.Rename(half, whole); err != nil {
+		return err
+	}
+	return pooldir.SyncUp(dir)
+}
+
+// copyFiles copies a file, or a directory with all that is in it, as it is, and puts it on the disk.
+func copyFiles(ctx context.Context, from, to string) error {
+	if _, err := command.Run(ctx, nil, "cp", "-aT", "--reflink=auto", "--sparse=always", from, to); err != nil {
+		return err
+	}
+	f, err := os.Open(to)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Syncfs(int(f.Fd()))
 }
 
 func (d driver) CloneDisk(ctx context.Context, base, dir string, meta pooldir.Meta) error {
@@ -176,10 +223,7 @@ func (d driver) CloneDisk(ctx context.Context, base, dir string, meta pooldir.Me
 	if err := os.Rename(half, whole); err != nil {
 		return err
 	}
-	if err := pooldir.Sync(dir); err != nil {
-		return err
-	}
-	return pooldir.Sync(filepath.Dir(dir))
+	return pooldir.SyncUp(dir)
 }
 
 func (d driver) Purge(_ context.Context, dir string) error { return os.RemoveAll(dir) }

@@ -2,6 +2,7 @@ package pooldir
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -33,7 +34,13 @@ func (p *Pool) baseDir(id string, kind storage.Kind) (dir, payload string, err e
 }
 
 // AddBase is storage.Pool's.
-func (p *Pool) AddBase(ctx context.Context, id string, kind storage.Kind, fill func(ctx context.Context, path string) error) (err error) {
+func (p *Pool) AddBase(ctx context.Context, id string, kind storage.Kind, fill func(ctx context.Context, path string) error) error {
+	return p.addBase(ctx, id, kind, rand.Text(), fill)
+}
+
+func (p *Pool) addBase(ctx context.Context, id string, kind storage.Kind, origin string,
+	fill func(ctx context.Context, path string) error,
+) (err error) {
 	dir, payload, err := p.baseDir(id, kind)
 	if err != nil {
 		return err
@@ -64,17 +71,17 @@ func (p *Pool) AddBase(ctx context.Context, id string, kind storage.Kind, fill f
 	if err := makeDir(dir, kind); err != nil {
 		return err
 	}
-	if err := p.fillBase(ctx, dir, payload, kind, fill); err != nil {
+	if err := p.fillBase(ctx, dir, payload, Meta{Kind: kind, Origin: origin}, fill); err != nil {
 		return err
 	}
 	complete = true
 	return nil
 }
 
-func (p *Pool) fillBase(ctx context.Context, dir, payload string, kind storage.Kind, fill func(ctx context.Context, path string) error) error {
+func (p *Pool) fillBase(ctx context.Context, dir, payload string, meta Meta, fill func(ctx context.Context, path string) error) error {
 	half := filepath.Join(dir, ".new."+filepath.Base(payload))
 	var err error
-	if kind == storage.Tree {
+	if meta.Kind == storage.Tree {
 		err = p.driver.MakeTree(half)
 	} else {
 		err = setNoCOW(dir)
@@ -88,14 +95,13 @@ func (p *Pool) fillBase(ctx context.Context, dir, payload string, kind storage.K
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	size, err := Size(half)
-	if err != nil {
+	if meta.Size, err = Size(half); err != nil {
 		return err
 	}
-	if err := WriteMeta(dir, Meta{Kind: kind, Size: size}); err != nil {
+	if err := WriteMeta(dir, meta); err != nil {
 		return err
 	}
-	if err := p.driver.Seal(half, kind); err != nil {
+	if err := p.driver.Seal(half, meta.Kind); err != nil {
 		return err
 	}
 	if err := syncFS(dir); err != nil {

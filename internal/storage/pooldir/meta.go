@@ -27,6 +27,10 @@ type Meta struct {
 	Size api.Bytes `json:"size"`
 	// QGroup is the btrfs quota group that a volume's subvolumes are counted in; 0: none.
 	QGroup uint64 `json:"qgroup,omitempty"`
+	// Limit of QGroup in bytes, as it is when the volume is not being sent; 0: none, or not written down.
+	Limit api.Bytes `json:"limit,omitempty"`
+	// Origin of a base is equal in all pools whose base was sent from one another.
+	Origin string `json:"origin,omitempty"`
 }
 
 // WriteMeta replaces the meta of dir.

@@ -9,7 +9,7 @@
 //	trash/RANDOM/      a base or volume that was deleted, until it is gone
 //
 // A base or volume is there if and only if its payload (root, disk.*) is: the payload is made last and at once, by a
-// rename or a snapshot. Names that begin with a dot are half-made. meta is a symbolic link whose target is JSON: unlike
+// rename or a snapshot. Names that begin with a dot are half-made, or kept while a volume is sent to another host. meta is a symbolic link whose target is JSON: unlike
 // a file's content it is metadata, and so reaches the disk in order with the rest and without an fsync of its own.
 //
 // Safe for concurrent use within one process; two processes must not open one pool.
@@ -48,12 +48,20 @@ type Driver interface {
 	CloneTree(ctx context.Context, base, dir string, meta Meta) error
 	// CloneDisk makes dir/disk.raw or dir/disk.qcow2 a child of the base disk at base, likewise.
 	CloneDisk(ctx context.Context, base, dir string, meta Meta) error
+	// CopyTree makes dir/root, likewise, a tree of its own with what the one at from, a volume's payload, has now.
+	CopyTree(ctx context.Context, from, dir string, meta Meta) error
+	// CopyDisk does so with a disk, of the same format.
+	CopyDisk(ctx context.Context, from, dir string, meta Meta) error
 	// NeedsBase says whether volumes of this kind lose their data when their base is deleted.
 	NeedsBase(kind storage.Kind) bool
 	// Complete adds to a volume in dir what only the driver knows (Lower, Upper, Work).
 	Complete(v *storage.Volume, dir string, meta Meta)
 	// Purge removes dir and all in it; meta is to be the last but dir itself.
 	Purge(ctx context.Context, dir string) error
+	// Drop removes path, something beside a volume's payload, and all in it; meta is the volume's.
+	Drop(ctx context.Context, path string, meta Meta) error
+
+	Trees
 }
 
 // Pool does the part of storage.Pool that is alike for all drivers.
@@ -62,7 +70,8 @@ type Pool struct {
 	driver     Driver
 	locks      locks
 	// inUse orders Clone (readers) and DeleteBase: a base is not deleted between the check for volumes and the rename.
-	inUse sync.RWMutex
+	inUse     sync.RWMutex
+	transfers transfers
 }
 
 // New makes the pool's directories below path, which must exist, unless they are there.

@@ -35,6 +35,11 @@ func setNoCOW(path string) error {
 	return nil
 }
 
+func isNoCOW(f *os.File) bool {
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	return err == nil && flags&fsNoCOW != 0
+}
+
 // CanReflink tries whether files in dir can share extents. It leaves nothing behind.
 func CanReflink(dir string) bool {
 	temp := func() (*os.File, error) { return os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600) }
@@ -67,11 +72,11 @@ func ReflinkDisk(base, dir string, meta Meta) error {
 	if err := os.Rename(half, whole); err != nil {
 		return err
 	}
-	return syncUp(dir)
+	return SyncUp(dir)
 }
 
-// syncUp makes the names in dir, and its own, durable.
-func syncUp(dir string) error {
+// SyncUp makes the names in dir, and its own, durable.
+func SyncUp(dir string) error {
 	if err := Sync(dir); err != nil {
 		return err
 	}
@@ -90,7 +95,7 @@ func reflink(from, to string, size int64) error {
 	}
 	defer dst.Close()
 	// btrfs shares extents only between files that both are, or both are not, overwritten in place.
-	if flags, err := unix.IoctlGetInt(int(src.Fd()), unix.FS_IOC_GETFLAGS); err == nil && flags&fsNoCOW != 0 {
+	if isNoCOW(src) {
 		if err := setNoCOW(to); err != nil {
 			return err
 		}

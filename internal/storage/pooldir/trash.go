@@ -76,6 +76,8 @@ func (p *Pool) Tidy(ctx context.Context) error {
 			dir := filepath.Join(p.path, section, name)
 			if payloadIn(dir) == "" {
 				problems = append(problems, p.discard(ctx, dir))
+			} else if section == "volumes" {
+				problems = append(problems, p.endTransfer(ctx, dir))
 			}
 		}
 	}

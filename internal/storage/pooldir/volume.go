@@ -39,9 +39,50 @@ func (p *Pool) Clone(ctx context.Context, base string, kind storage.Kind, id str
 	if err != nil {
 		return storage.Volume{}, fmt.Errorf("clone volume %s: %w", id, err)
 	}
-	if err := p.clone(ctx, payload, dir, meta); err != nil {
-		_ = p.discard(context.WithoutCancel(ctx), dir)
+	if err := p.fresh(ctx, dir, meta.Kind, func() error {
+		if kind == storage.Tree {
+			return p.driver.CloneTree(ctx, payload, dir, meta)
+		}
+		return p.driver.CloneDisk(ctx, payload, dir, meta)
+	}); err != nil {
 		return storage.Volume{}, p.Explain(fmt.Errorf("clone volume %s in pool %q: %w", id, p.name, err))
+	}
+	return p.Volume(ctx, id)
+}
+
+// Copy is storage.Pool's.
+func (p *Pool) Copy(ctx context.Context, from, id string) (storage.Volume, error) {
+	for _, name := range []string{from, id} {
+		if err := checkID(name); err != nil {
+			return storage.Volume{}, err
+		}
+	}
+	dir := p.VolumeDir(id)
+	release, err := p.locks.acquire(ctx, dir)
+	if err != nil {
+		return storage.Volume{}, err
+	}
+	defer release()
+	p.inUse.RLock()
+	defer p.inUse.RUnlock()
+	if v, err := p.Volume(ctx, id); err == nil || api.KindOf(err) != api.NotFound {
+		return v, err
+	}
+	source, err := p.Volume(ctx, from)
+	if err != nil {
+		return storage.Volume{}, fmt.Errorf("copy volume %s: %w", from, err)
+	}
+	meta, err := ReadMeta(p.VolumeDir(from))
+	if err != nil {
+		return storage.Volume{}, fmt.Errorf("copy volume %s: %w", from, err)
+	}
+	if err := p.fresh(ctx, dir, meta.Kind, func() error {
+		if meta.Kind == storage.Tree {
+			return p.driver.CopyTree(ctx, source.Path, dir, meta)
+		}
+		return p.driver.CopyDisk(ctx, source.Path, dir, meta)
+	}); err != nil {
+		return storage.Volume{}, p.Explain(fmt.Errorf("copy volume %s of pool %q to %s: %w", from, p.name, id, err))
 	}
 	return p.Volume(ctx, id)
 }
@@ -65,17 +106,19 @@ func (p *Pool) childOf(ctx context.Context, base string, kind storage.Kind, size
 	return Meta{Kind: kind, Base: base, Size: size}, payload, nil
 }
 
-func (p *Pool) clone(ctx context.Context, base, dir string, meta Meta) error {
-	if err := p.discard(ctx, dir); err != nil { // of an earlier call that was cut off
-		return err
+// fresh makes a volume's directory anew and fills it; after an error nothing remains.
+func (p *Pool) fresh(ctx context.Context, dir string, kind storage.Kind, fill func() error) error {
+	err := p.discard(ctx, dir) // of an earlier call that was cut off
+	if err == nil {
+		err = makeDir(dir, kind)
 	}
-	if err := makeDir(dir, meta.Kind); err != nil {
-		return err
+	if err == nil {
+		err = fill()
 	}
-	if meta.Kind == storage.Tree {
-		return p.driver.CloneTree(ctx, base, dir, meta)
+	if err != nil {
+		_ = p.discard(context.WithoutCancel(ctx), dir)
 	}
-	return p.driver.CloneDisk(ctx, base, dir, meta)
+	return err
 }
 
 // Volume is storage.Pool's.

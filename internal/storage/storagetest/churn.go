@@ -20,6 +20,9 @@ const churnVariable = "POLDER_STORAGETEST_CHURN"
 // Churn must be called first by every test that calls Run; when it returns true, the process was only to be killed, and
 // the test returns.
 func (s Suite) Churn(t *testing.T) bool {
+	if path := os.Getenv(receiveVariable); path != "" {
+		s.receive(t, path)
+	}
 	path := os.Getenv(churnVariable)
 	if path == "" {
 		return false

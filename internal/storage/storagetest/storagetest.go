@@ -32,9 +32,11 @@ func (s Suite) Run(t *testing.T) {
 		s.Mount = func(_ *testing.T, v storage.Volume) (string, func()) { return v.Path, func() {} }
 	}
 	s.RunUnmounted(t)
+	s.RunTransfer(t)
 	for name, test := range map[string]func(*testing.T){
 		"Clone":          s.clone,
 		"CloneIsPrivate": s.cloneIsPrivate,
+		"Copy":           s.copyVolume,
 		"DeleteVolume":   s.deleteVolume,
 		"DeleteBase":     s.deleteBase,
 		"Killed":         s.killed,

@@ -1,10 +1,12 @@
 package storagetest
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -123,6 +125,71 @@ func (s Suite) cloneIsPrivate(t *testing.T) {
 		t.Errorf("what was removed is back: %v", err)
 	}
 	unmount()
+}
+
+// A copy has what its source had at that moment, lives on its own, and can be copied itself.
+func (s Suite) copyVolume(t *testing.T) {
+	p := s.poolWithBases(t)
+	_, err := p.Copy(t.Context(), "none", "c")
+	wantKind(t, err, api.NotFound)
+	for kind, size := range map[storage.Kind]api.Bytes{storage.Tree: api.GiB, storage.Disk: 8 * api.MiB} {
+		from, err := p.Clone(t.Context(), baseID, kind, "from", size)
+		must(t, err)
+		s.put(t, from, "one")
+		c, err := p.Copy(t.Context(), "from", "c")
+		must(t, err)
+		if c.ID != "c" || c.Kind != kind || c.Format != from.Format || c.Size != size || c.Path == from.Path {
+			t.Errorf("the copy of %+v is %+v", from, c)
+		}
+		s.put(t, from, "two")
+		if got := s.get(t, c); got != "one" {
+			t.Errorf("%s: the copy has %q", kind, got)
+		}
+		s.put(t, c, "own")
+		if got := s.get(t, from); got != "two" {
+			t.Errorf("%s: the source has %q", kind, got)
+		}
+		if again, err := p.Copy(t.Context(), "from", "c"); err != nil || again != c || s.get(t, again) != "own" {
+			t.Errorf("%s: copied again: %+v, %v", kind, again, err)
+		}
+		must(t, p.Delete(t.Context(), "from"))
+		second, err := p.Copy(t.Context(), "c", "second")
+		must(t, err)
+		must(t, p.Delete(t.Context(), "c"))
+		if got := s.get(t, second); got != "own" {
+			t.Errorf("%s: the copy's copy has %q", kind, got)
+		}
+		must(t, p.Delete(t.Context(), "second"))
+	}
+	wantEmptyTrash(t, p)
+}
+
+// put writes three letters into a volume where get finds them: a file, or in the middle of the disk.
+func (s Suite) put(t *testing.T, v storage.Volume, text string) {
+	t.Helper()
+	if v.Kind == storage.Tree {
+		root, unmount := s.Mount(t, v)
+		must(t, os.WriteFile(filepath.Join(root, "etc/text"), []byte(text), 0o600))
+		unmount()
+		return
+	}
+	script := fmt.Sprintf("write -P %d 2M 4k\nwrite -P %d 2052k 4k\nwrite -P %d 2056k 4k\nflush\n", text[0], text[1], text[2])
+	cmd := exec.Command("qemu-io", "-f", v.Format, v.Path)
+	cmd.Stdin = strings.NewReader(script)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("qemu-io: %v: %s", err, out)
+	}
+}
+
+func (s Suite) get(t *testing.T, v storage.Volume) string {
+	t.Helper()
+	if v.Kind == storage.Tree {
+		root, unmount := s.Mount(t, v)
+		defer unmount()
+		return read(t, filepath.Join(root, "etc/text"))
+	}
+	content := s.content(t, v)[2*api.MiB:]
+	return string([]byte{content[0], content[4096], content[8192]})
 }
 
 func (s Suite) cloneManyAtOnce(t *testing.T) {

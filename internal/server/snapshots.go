@@ -1,0 +1,51 @@
+package server
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"polder/api"
+)
+
+type snapshotInput struct {
+	Name     string `path:"name" doc:"name of the VE"`
+	Snapshot string `path:"snapshot" doc:"name of the snapshot"`
+}
+
+type takeInput struct {
+	Name string `path:"name" doc:"name of the VE"`
+	Body *api.SnapshotRequest
+}
+
+func (s *Server) routeSnapshots() {
+	const all, one = "/ves/{name}/snapshots", "/ves/{name}/snapshots/{snapshot}"
+	huma.Register(s.api, s.operation(http.MethodGet, all, "list-snapshots", tagVE, "List a VE's snapshots, oldest first"),
+		func(ctx context.Context, in *veInput) (*out[[]api.Snapshot], error) {
+			snapshots, err := s.backend.Snapshots(ctx, in.Name)
+			return answer(list(snapshots), err)
+		})
+	take := s.starts(http.MethodPost, all, "create-snapshot", tagVE, "Take a snapshot of a VE")
+	take.Description = "The operation's result is a Snapshot."
+	huma.Register(s.api, take, func(ctx context.Context, in *takeInput) (*started, error) {
+		var req api.SnapshotRequest
+		if in.Body != nil {
+			req = *in.Body
+		}
+		if req.Name != "" {
+			if err := api.CheckName("snapshot", req.Name); err != nil {
+				return nil, failure(err)
+			}
+		}
+		return start(s.backend.CreateSnapshot(ctx, in.Name, req))
+	})
+	huma.Register(s.api, s.starts(http.MethodPost, one+"/restore", "restore-snapshot", tagVE, "Make a VE what it was when a snapshot was taken"),
+		func(ctx context.Context, in *snapshotInput) (*started, error) {
+			return start(s.backend.RestoreSnapshot(ctx, in.Name, in.Snapshot))
+		})
+	huma.Register(s.api, s.starts(http.MethodDelete, one, "delete-snapshot", tagVE, "Delete a snapshot"),
+		func(ctx context.Context, in *snapshotInput) (*started, error) {
+			return start(s.backend.DeleteSnapshot(ctx, in.Name, in.Snapshot))
+		})
+}
