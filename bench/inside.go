@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -18,6 +19,14 @@ const (
 	insidePrefix = "inside-"
 	insideCrun   = "inside-crun"
 	insideQEMU   = "inside-qemu"
+	insideLoad   = "inside-load"
+	insideProbe  = "inside-probe"
+	insideAsk    = "inside-ask"
+
+	insideHandStart = "inside-hand-start"
+	insideHandEnd   = "inside-hand-end"
+	insideHandGive  = "inside-hand-give"
+	insideHandTake  = "inside-hand-take"
 )
 
 // sharedProgram is where the lab's host finds this program.
@@ -44,6 +53,20 @@ func inside(what string, args []string) error {
 		return crunOnce(ctx, args[0])
 	case what == insideQEMU && len(args) == 1:
 		return qemuOnce(ctx, args[0])
+	case what == insideLoad:
+		return serveLoad()
+	case what == insideProbe && len(args) == 1:
+		return probe(ctx, args[0])
+	case what == insideAsk && len(args) > 1:
+		return ask(ctx, args[0], strings.Join(args[1:], " "))
+	case what == insideHandStart:
+		return handStart()
+	case what == insideHandEnd:
+		return handEnd(ctx)
+	case what == insideHandGive && len(args) == 1:
+		return handGive(ctx, args[0])
+	case what == insideHandTake:
+		return handTake(ctx)
 	}
 	return fmt.Errorf("%s: not known", what)
 }

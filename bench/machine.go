@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -14,12 +15,8 @@ import (
 
 // describe says where, and with what, it was measured.
 func describe(ctx context.Context, b *bench) ([]string, error) {
-	var name unix.Utsname
-	if err := unix.Uname(&name); err != nil {
-		return nil, err
-	}
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
+	machine, err := machineLine()
+	if err != nil {
 		return nil, err
 	}
 	hosts, err := b.client.Hosts(ctx)
@@ -32,15 +29,8 @@ func describe(ctx context.Context, b *bench) ([]string, error) {
 			accelerator = fmt.Sprintf("kvm is %s (%s)", c.Level, c.Detail)
 		}
 	}
-	lines := []string{
-		fmt.Sprintf("machine: %d cores (%s), %.0f GiB, Linux %s, %s", runtime.NumCPU(), cpuName(),
-			float64(info.Totalram)*float64(info.Unit)/(1<<30), unix.ByteSliceToString(name.Release[:]), osName()),
-		"accelerator: " + accelerator,
-	}
-	versions := []struct {
-		what string
-		get  func() (string, error)
-	}{
+	lines := []string{machine, "accelerator: " + accelerator}
+	versions := []version{
 		{"Polder", func() (string, error) { return hosts[0].Version, nil }},
 		{"QEMU", func() (string, error) { return b.inHost(ctx, "qemu-system-x86_64", "--version") }},
 		{"crun", func() (string, error) { return b.inHost(ctx, "crun", "--version") }},
@@ -49,21 +39,46 @@ func describe(ctx context.Context, b *bench) ([]string, error) {
 			return string(out), err
 		}},
 	}
+	told, err := told(versions)
+	if err != nil {
+		return nil, err
+	}
+	load, err := loadNow()
+	if err != nil {
+		return nil, err
+	}
+	return append(lines, told, "load at the end: "+load), nil
+}
+
+// version of a program, as it says itself.
+type version struct {
+	what string
+	get  func() (string, error)
+}
+
+func told(versions []version) (string, error) {
 	var all []string
 	for _, v := range versions {
 		text, err := v.get()
 		if err != nil {
-			return nil, err
+			return "", err
 		}
 		text, _, _ = strings.Cut(strings.TrimSpace(text), "\n")
-		text = strings.TrimPrefix(strings.TrimPrefix(text, "QEMU emulator version "), "crun version ")
+		for _, prefix := range []string{"QEMU emulator version ", "crun version ", "Version: "} {
+			text = strings.TrimPrefix(text, prefix)
+		}
 		all = append(all, v.what+" "+text)
 	}
+	return "versions: " + strings.Join(all, ", "), nil
+}
+
+// loadNow are the machine's load averages.
+func loadNow() (string, error) {
 	load, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	return append(lines, "versions: "+strings.Join(all, ", "), "load at the end: "+strings.Join(strings.Fields(string(load))[:3], " ")), nil
+	return strings.Join(strings.Fields(string(load))[:3], " "), nil
 }
 
 func cpuName() string { return field("/proc/cpuinfo", "model name", ":") }
@@ -79,4 +94,14 @@ func field(path, key, separator string) string {
 		}
 	}
 	return "not known"
+}
+
+func machineLine() (string, error) {
+	var name unix.Utsname
+	var info unix.Sysinfo_t
+	if err := errors.Join(unix.Uname(&name), unix.Sysinfo(&info)); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("machine: %d cores (%s), %.0f GiB, Linux %s, %s", runtime.NumCPU(), cpuName(),
+		float64(info.Totalram)*float64(info.Unit)/(1<<30), unix.ByteSliceToString(name.Release[:]), osName()), nil
 }

@@ -5,6 +5,8 @@
 // else happens on the machine happens to both, and is told as medians with the least and the most, and as a ratio. All that it
 // starts is gone when it ends, also after a failure or Ctrl-C.
 //
+// `bench move` measures moves between three hosts: see move.go; `bench clone` clones, forks and snapshots: see clone.go.
+//
 // The same program is what runs inside the lab's host where a measurement has to start processes there: see inside.go.
 package main
 
@@ -48,6 +50,15 @@ var measurements = []measurement{
 func main() {
 	if len(os.Args) > 1 && strings.HasPrefix(os.Args[1], insidePrefix) {
 		exit(inside(os.Args[1], os.Args[2:]))
+	}
+	if os.Args[0] == "/sbin/init" { // it is the system of a container
+		exit(serveLoad())
+	}
+	if len(os.Args) > 1 && os.Args[1] == "move" {
+		exit(move(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == "clone" {
+		exit(clone(os.Args[2:]))
 	}
 	var o options
 	flag.StringVar(&o.polder, "polder", "bin/polder", "the `PROGRAM` to measure")
@@ -111,5 +122,5 @@ func run(ctx context.Context, o options) (err error) {
 	if b.report.machine, err = describe(ctx, b); err != nil {
 		return err
 	}
-	return b.report.write(o.out)
+	return b.report.write(o.out, "measured")
 }

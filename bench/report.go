@@ -16,10 +16,13 @@ type report struct {
 	sections []*section
 }
 
+// section has rows, or a table with columns of its own.
 type section struct {
-	title string
-	rows  []row
-	notes []string
+	title   string
+	rows    []row
+	columns []string
+	cells   [][]string
+	notes   []string
 }
 
 // row compares what Polder scored with one peer; without a peer it stands for itself.
@@ -78,8 +81,11 @@ func (r row) String() string {
 			n += fmt.Sprintf(" / %d", len(r.theirs))
 		}
 	}
-	return "| " + strings.Join([]string{r.what, r.unit, r.ours.String(), r.peer, theirs, r.ratio(), r.aim.String(), n}, " | ") + " |"
+	return line([]string{r.what, r.unit, r.ours.String(), r.peer, theirs, r.ratio(), r.aim.String(), n})
 }
+
+// line of a table.
+func line(cells []string) string { return "| " + strings.Join(cells, " | ") + " |" }
 
 func (r *report) section(title string) *section {
 	s := &section{title: title}
@@ -100,9 +106,16 @@ func (r *report) String() string {
 		fmt.Fprintf(&b, "- %s\n", line)
 	}
 	for _, s := range r.sections {
-		fmt.Fprintf(&b, "\n### %s\n\n| what | unit | Polder | peer | its | ratio | aim | n |\n|---|---|---|---|---|---|---|---|\n", s.title)
+		columns := s.columns
+		if columns == nil {
+			columns = []string{"what", "unit", "Polder", "peer", "its", "ratio", "aim", "n"}
+		}
+		fmt.Fprintf(&b, "\n### %s\n\n%s\n|%s\n", s.title, line(columns), strings.Repeat("---|", len(columns)))
 		for _, row := range s.rows {
 			fmt.Fprintln(&b, row)
+		}
+		for _, cells := range s.cells {
+			fmt.Fprintln(&b, line(cells))
 		}
 		if len(s.notes) > 0 {
 			fmt.Fprintln(&b)
@@ -114,14 +127,8 @@ func (r *report) String() string {
 	return b.String()
 }
 
-// The measured part of a file of results; the rest of it is written by people.
-const (
-	partBegin = "<!-- measured: written by bench -->\n"
-	partEnd   = "<!-- end of measured -->\n"
-)
-
-// write prints the report, or replaces the measured part of the file.
-func (r *report) write(path string) error {
+// write prints the report, or replaces a part of a file of results; the rest of it is written by people, or another part.
+func (r *report) write(path, part string) error {
 	if path == "" {
 		fmt.Print("\n", r)
 		return nil
@@ -130,10 +137,11 @@ func (r *report) write(path string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	before, rest, found := strings.Cut(string(old), partBegin)
+	begin, end := "<!-- "+part+": written by bench -->\n", "<!-- end of "+part+" -->\n"
+	before, rest, found := strings.Cut(string(old), begin)
 	if !found {
 		before, rest = string(old), ""
 	}
-	_, after, _ := strings.Cut(rest, partEnd)
-	return os.WriteFile(path, []byte(before+partBegin+r.String()+partEnd+after), 0o644)
+	_, after, _ := strings.Cut(rest, end)
+	return os.WriteFile(path, []byte(before+begin+r.String()+end+after), 0o644)
 }

@@ -154,10 +154,12 @@ func (b *bench) down(ctx context.Context) error {
 
 // cli runs the command line as its user would, save that the user's own contexts stay as they are.
 func (b *bench) cli(ctx context.Context, args ...string) (string, error) {
-	out, err := command.Command{Name: b.polder, Args: args, Env: []string{
-		"POLDER_LAB=" + b.lab(), "POLDER_HOST=unix://" + b.socket(), "XDG_CONFIG_HOME=" + filepath.Join(b.dir, "config"),
-	}}.Run(ctx)
+	out, err := command.Command{Name: b.polder, Args: args, Env: b.env()}.Run(ctx)
 	return string(out), err
+}
+
+func (b *bench) env() []string {
+	return []string{"POLDER_LAB=" + b.lab(), "POLDER_HOST=unix://" + b.socket(), "XDG_CONFIG_HOME=" + filepath.Join(b.dir, "config")}
 }
 
 // inHost runs a command in the lab's host.
