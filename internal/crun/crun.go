@@ -88,13 +88,16 @@ func (r Runtime) Kill(ctx context.Context, id, signal string) error {
 	return err
 }
 
-// Delete kills what still runs of the container and forgets it. One that is not known is no error.
+// Delete kills what still runs of the container and forgets it. One that is not known, or that somebody else deletes at the
+// same time, is no error.
 func (r Runtime) Delete(ctx context.Context, id string) error {
 	if !r.Known(id) {
 		return nil
 	}
-	_, err := r.run(ctx, "delete", "--force", id)
-	return err
+	if _, err := r.run(ctx, "delete", "--force", id); err != nil && r.Known(id) {
+		return err
+	}
+	return nil
 }
 
 // State is crun's JSON description of a container (OCI runtime-spec "State").

@@ -62,9 +62,7 @@ func TestCopiesSurviveEveryFault(t *testing.T) {
 								t.Errorf("done, and c1 is %q, c2 %q, with %d snapshots", c1, c2, len(list))
 							}
 							if c2 != "" { // the next world has one of that name, in the same cgroup
-								v, err := w.host.get(t.Context(), "c2")
-								must(t, err)
-								must(t, w.host.tearDown(t.Context(), v))
+								w.wait(t)(w.host.Delete(t.Context(), "c2"))
 							}
 							return
 						}

@@ -66,7 +66,9 @@ func (w *walker) dir(f *os.File, prefix string) error {
 		return err
 	}
 	names, err := f.Readdirnames(-1)
-	if err != nil {
+	if gone(err) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	slices.Sort(names)
