@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"polder/api"
 	"polder/internal/migrate"
 	"polder/internal/model"
@@ -68,14 +66,17 @@ func (h *Host) doCopy(ctx context.Context, r *moveRun) error {
 }
 
 // reason is why the copy failed: what was cut short because the target vanished says only that it was, or which stream of
-// theirs broke first.
+// theirs broke first, which may be before the session has noticed.
 func (d *departure) reason(ctx context.Context, err error) error {
 	kind := api.KindOf(err)
 	cut := kind == api.Cancelled || kind == api.Unavailable || errors.Is(err, context.Canceled)
-	if gone := d.session.Err(); cut && gone != nil && ctx.Err() == nil {
-		return fmt.Errorf("copy to host %q: %w", d.r.State.Want.To, gone)
+	if !cut || ctx.Err() != nil {
+		return err
 	}
-	return err
+	if gone := d.session.Err(); gone != nil {
+		err = gone
+	}
+	return fmt.Errorf("copy to host %q: %w", d.r.State.Want.To, err)
 }
 
 // depart opens the session with the target.
@@ -191,11 +192,7 @@ func (d *departure) withMemory(ctx context.Context) error {
 	}
 	defer d.h.haste.begin()()
 	var sent model.Sent
-	both, ctx := errgroup.WithContext(ctx)
-	both.Go(func() error {
-		return d.h.tell(ctx, d.r.State.Want.To, movePath(d.r.ID, "receive"), receiveRequest{Mirrored: mirrored, Transfer: d.r.State.Transfer}, nil)
-	})
-	both.Go(func() (err error) {
+	err = d.bothEnds(ctx, "receive", receiveRequest{Mirrored: mirrored, Transfer: d.r.State.Transfer}, func(ctx context.Context) (err error) {
 		sent, err = impl.Send(ctx, d.spec, d.session, model.SendOptions{
 			Mode: d.r.State.Plan.Mode, MaxDowntime: time.Duration(d.r.State.Want.MaxDowntimeMS) * time.Millisecond,
 			Bandwidth: d.r.State.Want.BandwidthBytes, PostCopy: d.r.State.follows(), Progress: d.r.Progress,
@@ -216,7 +213,6 @@ func (d *departure) withMemory(ctx context.Context) error {
 		})
 		return err
 	})
-	err = both.Wait()
 	d.r.State.Still, d.r.State.Way = sent.Still.UTC(), sent.Way
 	return err
 }
@@ -253,11 +249,7 @@ func (d *departure) sendRound(ctx context.Context, last bool) (api.Bytes, error)
 	d.round++
 	transfer.Last = last
 	before := d.session.Transferred()
-	both, ctx := errgroup.WithContext(ctx)
-	both.Go(func() error {
-		return d.h.tell(ctx, d.r.State.Want.To, movePath(d.r.ID, "round"), roundRequest{Transfer: transfer, Round: n}, nil)
-	})
-	both.Go(func() error {
+	err := d.bothEnds(ctx, "round", roundRequest{Transfer: transfer, Round: n}, func(ctx context.Context) error {
 		stream, err := d.session.Stream(ctx, roundStream(n))
 		if err != nil {
 			return err
@@ -270,8 +262,32 @@ func (d *departure) sendRound(ctx context.Context, last bool) (api.Bytes, error)
 		}
 		return stream.CloseWrite()
 	})
-	err := both.Wait()
 	return d.session.Transferred() - before, err
+}
+
+// bothEnds asks the target for its end of something, and does this end of it. The target cuts its streams before it answers
+// why: so what broke here by that waits for the answer.
+func (d *departure) bothEnds(ctx context.Context, path string, req any, here func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answer := make(chan error, 1)
+	go func() {
+		err := d.h.tell(ctx, d.r.State.Want.To, movePath(d.r.ID, path), req, nil)
+		if err != nil {
+			cancel()
+		}
+		answer <- err
+	}()
+	err := here(ctx)
+	kind := api.KindOf(err)
+	cause := err != nil && kind != api.Unavailable && kind != api.Cancelled && !errors.Is(err, context.Canceled)
+	if cause {
+		cancel()
+	}
+	if there := <-answer; there != nil && !cause {
+		return there
+	}
+	return err
 }
 
 func roundStream(n int) string { return fmt.Sprintf("volume-%d", n) }

@@ -3,6 +3,7 @@ package migrate
 import (
 	"encoding/binary"
 	"errors"
+	"golang.org/x/sys/unix"
 	"io"
 	"net"
 	"os"
@@ -161,6 +162,8 @@ func (t *stream) explain(err error) error {
 		return t.session.Err()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return api.Errorf(api.Unavailable, "stream of move %s: cut off by the other end: %w", t.session.id, io.ErrUnexpectedEOF)
+	case errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+		return api.Errorf(api.Unavailable, "stream of move %s: cut off by the other end: %w", t.session.id, err)
 	}
 	return err
 }
