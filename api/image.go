@@ -23,8 +23,8 @@ type Image struct {
 
 // Provenance says where an image came from.
 type Provenance struct {
-	Method string            `json:"method" enum:"build,tar,squashfs,disk,oci"`
-	Source string            `json:"source" doc:"suite and mirror, or the file's name"`
+	Method string            `json:"method" enum:"build,tar,squashfs,disk,oci,publish"`
+	Source string            `json:"source" doc:"suite and mirror, the file's name, or the VE"`
 	Tools  map[string]string `json:"tools,omitempty" doc:"versions of the tools that made it"`
 }
 
@@ -68,4 +68,13 @@ type ImageImportRequest struct {
 	Format      ImageFormat `json:"format,omitempty"`
 	Filename    string      `json:"filename,omitempty" doc:"for the provenance"`
 	SizeBytes   Bytes       `json:"size_bytes,omitempty" doc:"of the file, for the progress"`
+}
+
+// PublishRequest makes an image of what a VE has become. The VE is stopped, or the image is made of one of its snapshots. What its system
+// is known by (machine id, host name, SSH host keys, leases, journals) is left out.
+type PublishRequest struct {
+	Alias       string `json:"alias"`
+	Snapshot    string `json:"snapshot,omitempty" doc:"name of a snapshot; default: the VE as it is"`
+	Description string `json:"description,omitempty"`
+	Replace     bool   `json:"replace,omitempty" doc:"move the alias here if another image has it"`
 }

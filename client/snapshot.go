@@ -8,6 +8,11 @@ import (
 	"polder/api"
 )
 
+// Publish starts to make an image of a VE. The operation's result is the api.Image.
+func (c *Client) Publish(ctx context.Context, name string, req api.PublishRequest) (api.Operation, error) {
+	return c.act(ctx, name, "publish", req)
+}
+
 // Snapshots lists a VE's snapshots, oldest first.
 func (c *Client) Snapshots(ctx context.Context, name string) (list []api.Snapshot, err error) {
 	err = c.call(ctx, http.MethodGet, vePath(name)+"/snapshots", nil, &list)

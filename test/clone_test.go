@@ -210,6 +210,7 @@ func TestWarmTemplate(t *testing.T) {
 		booted(t, name, 10*time.Second)
 	}
 	allDiffer(t, identities(t, "hot", "hotter"))
+	publishes(t, "hot", "hot/1")
 	if v := show[api.VE](t, "launch", "debian/13", "cold", "--model", "vm", "--host", at, "--memory", "320MiB", "--no-start"); v.FromTemplate {
 		t.Error("a VM of another size is a fork of the template")
 	}

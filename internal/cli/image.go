@@ -20,6 +20,7 @@ func newImageCommand(a *app) *cobra.Command {
 	c.AddCommand(
 		newImageBuildCommand(a),
 		newImageImportCommand(a),
+		newImagePublishCommand(a),
 		newImageExportCommand(a),
 		newImageListCommand(a),
 		newImageInfoCommand(a),

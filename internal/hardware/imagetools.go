@@ -13,7 +13,7 @@ import (
 
 // imageTools make disks of images, and read those that others made, beside those with a capability of their own.
 var imageTools = []string{
-	"debugfs", "grub-mkimage", "mcopy", "mke2fs", "mkfs.vfat", "prlimit", "qemu-io", "sfdisk", "sqfs2tar", "tar2sqfs", "xz",
+	"debugfs", "fuse2fs", "grub-mkimage", "mcopy", "mke2fs", "mkfs.vfat", "prlimit", "qemu-io", "sfdisk", "sqfs2tar", "tar2sqfs", "xz",
 }
 
 // bootLoaders are the directories of GRUB for either firmware, and their packages.

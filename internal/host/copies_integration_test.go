@@ -29,6 +29,9 @@ func TestCopiesSurviveEveryFault(t *testing.T) {
 			return h.CreateSnapshot(ctx, "c1", api.SnapshotRequest{Name: "s"})
 		}, api.Running, "", 1},
 		{"snapshot.delete", false, true, func(h *Host, ctx context.Context) (api.Operation, error) { return h.DeleteSnapshot(ctx, "c1", "s") }, api.Running, "", 0},
+		{"image.publish", true, false, func(h *Host, ctx context.Context) (api.Operation, error) {
+			return h.Publish(ctx, "c1", api.PublishRequest{Alias: "made"})
+		}, api.Stopped, "", 0},
 		{"snapshot.restore", false, true, func(h *Host, ctx context.Context) (api.Operation, error) { return h.RestoreSnapshot(ctx, "c1", "s") }, api.Running, "", 1},
 	} {
 		t.Run(c.kind, func(t *testing.T) {

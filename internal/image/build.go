@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -77,12 +79,12 @@ func (l *Library) buildTree(ctx context.Context, r *makingRun) error {
 	if err := b.run(ctx, state.Epoch); err != nil {
 		return err
 	}
-	if err := checkIdentity(b.root()); err != nil {
+	if err := checkIdentity(b.root(), true); err != nil {
 		return err
 	}
 	built := time.Now()
 	sum := sha256.New()
-	if err := packTree(ctx, b.root(), state.Epoch, sum, nil); err != nil {
+	if err := packTree(ctx, b.root(), sum, packing{latest: state.Epoch}); err != nil {
 		return err
 	}
 	r.Log().Info("image tree built", "source", req.Source, "packages", built.Sub(start), "digest", time.Since(built))
@@ -116,8 +118,9 @@ var identities = []string{
 	"var/lib/cloud/instance*", "etc/udev/rules.d/70-persistent-*",
 }
 
-// checkIdentity looks at a tree that was built here for what every virtual environment must make for itself.
-func checkIdentity(tree string) error {
+// checkIdentity looks at a tree for what every virtual environment must make for itself. One that was built here has an empty file where
+// the machine id comes; another (built is false) may be without.
+func checkIdentity(tree string, built bool) error {
 	for _, pattern := range identities {
 		found, err := filepath.Glob(filepath.Join(tree, pattern))
 		if err != nil {
@@ -128,6 +131,9 @@ func checkIdentity(tree string) error {
 		}
 	}
 	info, err := os.Lstat(filepath.Join(tree, "etc/machine-id"))
+	if errors.Is(err, fs.ErrNotExist) && !built {
+		return nil
+	}
 	if err != nil || !info.Mode().IsRegular() || info.Size() != 0 {
 		return api.Errorf(api.Internal, "the image has an identity: /etc/machine-id is not an empty file (%v)", err)
 	}

@@ -14,7 +14,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"polder/api"
 	"polder/internal/operation"
@@ -115,7 +114,7 @@ func wantFiles(t *testing.T, one, two *Library, digest string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := packTree(t.Context(), path, time.Time{}, &archives[i], nil); err != nil {
+		if err := packTree(t.Context(), path, &archives[i], packing{}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -68,7 +67,7 @@ func (l *Library) export(ctx context.Context, image api.Image, format api.ImageF
 	file := filepath.Join(work, "image")
 	switch format {
 	case api.FormatTar:
-		return packTree(ctx, path, time.Time{}, w, nil)
+		return packTree(ctx, path, w, packing{})
 	case api.FormatOCI:
 		return exportLayout(ctx, image, path, work, w)
 	case api.FormatRaw:
@@ -92,7 +91,7 @@ func packSquash(ctx context.Context, tree, file string) error {
 	out, in := io.Pipe()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		err := packTree(ctx, tree, time.Time{}, in, nil)
+		err := packTree(ctx, tree, in, packing{})
 		in.CloseWithError(err)
 		return err
 	})
@@ -207,7 +206,7 @@ func writeLayer(ctx context.Context, tree, file string) (layer v1.Descriptor, di
 	if err != nil {
 		return layer, diff, err
 	}
-	if err := packTree(ctx, tree, time.Time{}, io.MultiWriter(z, plainSum), nil); err != nil {
+	if err := packTree(ctx, tree, io.MultiWriter(z, plainSum), packing{}); err != nil {
 		return layer, diff, err
 	}
 	if err := z.Close(); err != nil {

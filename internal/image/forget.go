@@ -26,9 +26,12 @@ func ForgetIdentity(ctx context.Context, path, format string) error {
 }
 
 func forgetIdentity(ctx context.Context, path, format string) error {
-	start, err := rootOf(path, format)
+	if format != "raw" {
+		return api.Errorf(api.Precondition, "a disk of format %s can't be changed while nobody runs it: use a pool whose file system shares blocks between files (btrfs, xfs), or start the VE and fork it with --live", format)
+	}
+	start, _, err := rootOf(path)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w; start the VE and fork it with --live", err)
 	}
 	system := fmt.Sprintf("%s?offset=%d", path, start)
 	// Its journal first: what debugfs writes would be overwritten from that.
@@ -57,20 +60,17 @@ func forgetIdentity(ctx context.Context, path, format string) error {
 // identityLeft is a machine id, or an entry of a directory that is a host key.
 var identityLeft = regexp.MustCompile(`(?m)^[0-9a-f]{32}|/ssh_host_[a-z0-9]+_key(\.pub)?/`)
 
-// rootOf finds where the root file system of a disk of ours begins, in bytes.
-func rootOf(path, format string) (int64, error) {
-	if format != "raw" {
-		return 0, api.Errorf(api.Precondition, "a disk of format %s can't be changed while nobody runs it: use a pool whose file system shares blocks between files (btrfs, xfs), or start the VE and fork it with --live", format)
-	}
+// rootOf finds where the root file system of a raw disk of ours begins and how large it is, in bytes; another's is api.Precondition.
+func rootOf(path string) (start, size int64, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer f.Close()
 	if table, err := gpt.Read(f, sectorSize, sectorSize); err == nil {
 		if root := rootPartition(table); root != nil {
-			return int64(root.Start) * sectorSize, nil
+			return int64(root.Start) * sectorSize, int64(root.End-root.Start+1) * sectorSize, nil
 		}
 	}
-	return 0, api.Errorf(api.Precondition, "it has no partition %q: Polder does not know where its system keeps its identity; start the VE and fork it with --live", rootLabel)
+	return 0, 0, api.Errorf(api.Precondition, "it has no partition %q: Polder does not know where its system keeps its identity", rootLabel)
 }

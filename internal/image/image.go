@@ -1,12 +1,12 @@
 // Package image makes and keeps golden images: it builds them from a distribution's packages, imports them from files that are
-// not trusted, exports and deletes them.
+// not trusted, publishes what a virtual environment has become, exports and deletes them.
 //
 // An image is a record in the cluster's store and up to two bases in the pools of some hosts, both named by its digest: a tree (the root of a
 // container) and a disk (of a vm, bootable under BIOS and UEFI), derived from the tree once. Images are immutable; an
 // alias names one image at a time and can move to another when it is built anew.
 //
 // The package does not run virtual environments and does not clone bases: package host does, holding a shared lock on
-// "image/<digest>" meanwhile. Everything that takes long is an operation: image.build, image.import, image.delete. Their locks are
+// "image/<digest>" meanwhile. Everything that takes long is an operation: image.build, image.import, image.publish, image.delete. Their locks are
 // "image/<alias>" while something is made, and "image/<digest>" while it is deleted.
 //
 // A Library is safe for concurrent use.
@@ -88,6 +88,7 @@ func NewLibrary(c Config) (*Library, error) {
 	l := &Library{Config: c, claims: map[string]map[string]string{}}
 	l.registerBuild()
 	l.registerImport()
+	l.registerPublish()
 	l.registerDelete()
 	return l, nil
 }

@@ -20,13 +20,14 @@ import (
 	"polder/internal/store"
 )
 
-// making is what the steps of image.build and image.import tell each other.
+// making is what the steps of image.build, image.import and image.publish tell each other.
 type making struct {
 	Alias string
 	// Replace lets the alias move from the image that has it.
 	Replace bool
 	Build   *api.ImageBuildRequest  `json:",omitempty"`
 	Import  *api.ImageImportRequest `json:",omitempty"`
+	Source  *Source                 `json:",omitempty"`
 	// Spool is the directory with the file that is imported, in "payload".
 	Spool string `json:",omitempty"`
 
@@ -42,14 +43,13 @@ type makingRun = operation.Run[making]
 // work is the operation's directory: all that it makes outside the pool.
 func (l *Library) work(r *makingRun) string { return filepath.Join(l.Staging, r.ID) }
 
-// makingSteps are those that build and import share: what the first step found becomes bases, then a record.
-func (l *Library) makingSteps(first operation.Step[making]) []operation.Step[making] {
-	return []operation.Step[making]{
-		first,
+// makingSteps are those that all ways share: what the first ones found becomes bases, then a record.
+func (l *Library) makingSteps(first ...operation.Step[making]) []operation.Step[making] {
+	return append(first, []operation.Step[making]{
 		{Name: "tree", Do: l.addTree, Undo: l.removeBases},
 		{Name: "disk", Do: l.addDisk, Undo: l.removeBases},
 		{Name: "publish", Do: l.publish},
-	}
+	}...)
 }
 
 // room is how much may be written into the pool: not all, since others write too.
@@ -91,7 +91,10 @@ func (l *Library) fillTree(ctx context.Context, r *makingRun, path string, limit
 	payload := l.payload(r)
 	switch r.State.Format {
 	case api.FormatAuto:
-		return copyTree(ctx, filepath.Join(l.work(r), "root"), path, r.State.Epoch, limits, func(n int64) { r.Progress(n, 0, "bytes") })
+		if r.State.Source != nil {
+			return l.withSystem(ctx, r, func(root string, o packing) error { return copyTree(ctx, root, path, limits, o) })
+		}
+		return copyTree(ctx, filepath.Join(l.work(r), "root"), path, limits, packing{latest: r.State.Epoch, progress: func(n int64) { r.Progress(n, 0, "bytes") }})
 	case api.FormatTar:
 		f, err := os.Open(payload)
 		if err != nil {
@@ -134,11 +137,11 @@ func (l *Library) counted(f *os.File, r *makingRun) io.Reader {
 }
 
 // copyTree copies a tree through its canonical archive: what a digest was made of is what arrives.
-func copyTree(ctx context.Context, from, to string, latest time.Time, limits unpackLimits, progress func(int64)) error {
+func copyTree(ctx context.Context, from, to string, limits unpackLimits, o packing) error {
 	out, in := io.Pipe()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		err := packTree(ctx, from, latest, in, progress)
+		err := packTree(ctx, from, in, o)
 		in.CloseWithError(err)
 		return err
 	})
@@ -155,6 +158,11 @@ func (l *Library) describe(ctx context.Context, s *making) error {
 	path, err := l.Pool.Base(ctx, baseID(s.Image.Digest), storage.Tree)
 	if err != nil {
 		return err
+	}
+	if s.Source != nil {
+		if err := checkIdentity(path, false); err != nil {
+			return err
+		}
 	}
 	sys, err := inspect(path)
 	if err != nil {
@@ -327,10 +335,15 @@ func (l *Library) here(rec *Record, s *making) bool {
 	return s.Disk && rec.setOn(storage.Disk, l.Host, true) || tree
 }
 
-// removeWork removes all that the operation had outside the pool.
-func (l *Library) removeWork(_ context.Context, r *makingRun) error {
+// removeWork removes all that the operation had beside the bases.
+func (l *Library) removeWork(ctx context.Context, r *makingRun) error {
 	if s := r.State.Spool; s != "" {
 		if err := removeTree(s); err != nil {
+			return err
+		}
+	}
+	if r.State.Source != nil {
+		if err := l.Pool.Delete(ctx, publishedVolume(r)); err != nil {
 			return err
 		}
 	}

@@ -19,25 +19,31 @@ import (
 )
 
 // packTree writes a tree as a tar archive: always the same bytes for the same tree. Names are sorted, times are whole seconds, and
-// where latest is set at most that. Sockets are left out; progress is told the bytes of files so far.
-func packTree(ctx context.Context, tree string, latest time.Time, w io.Writer, progress func(bytes int64)) error {
-	p := &packer{ctx: ctx, tree: tree, latest: latest, w: tar.NewWriter(w), links: map[inode]string{}, progress: progress}
+// where latest is set at most that. Sockets are left out.
+func packTree(ctx context.Context, tree string, w io.Writer, o packing) error {
+	p := &packer{packing: o, ctx: ctx, tree: tree, w: tar.NewWriter(w), links: map[inode]string{}}
 	if err := filepath.WalkDir(tree, p.visit); err != nil {
 		return fmt.Errorf("pack %s: %w", tree, err)
 	}
 	return p.w.Close()
 }
 
+// packing is how a tree is packed; the zero value takes it as it is.
+type packing struct {
+	latest   time.Time
+	clean    *cleaner
+	progress func(bytes int64) // of files, so far
+}
+
 type inode struct{ dev, ino uint64 }
 
 type packer struct {
-	ctx      context.Context
-	tree     string
-	latest   time.Time
-	w        *tar.Writer
-	links    map[inode]string // first name of what has several
-	bytes    int64
-	progress func(int64)
+	packing
+	ctx   context.Context
+	tree  string
+	w     *tar.Writer
+	links map[inode]string // first name of what has several
+	bytes int64
 }
 
 func (p *packer) visit(path string, d fs.DirEntry, err error) error {
@@ -50,6 +56,16 @@ func (p *packer) visit(path string, d fs.DirEntry, err error) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
 		return &fs.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	name := strings.TrimPrefix(path, p.tree)
+	if p.clean.leaves(name) {
+		if d.IsDir() {
+			return fs.SkipDir
+		}
+		return nil
+	}
+	if s, ok := p.clean.of(name); ok {
+		return p.substitute("."+name, &st, s)
 	}
 	h, err := p.header(path, &st)
 	if err != nil || h == nil {
@@ -70,6 +86,30 @@ func (p *packer) visit(path string, d fs.DirEntry, err error) error {
 	return nil
 }
 
+// substitute writes what stands for a file.
+func (p *packer) substitute(name string, st *unix.Stat_t, s substitute) error {
+	h := &tar.Header{Name: name, ModTime: p.time(st), Format: tar.FormatPAX}
+	if s.link != "" {
+		h.Typeflag, h.Linkname, h.Mode = tar.TypeSymlink, s.link, 0o777
+	} else {
+		h.Typeflag, h.Size, h.Mode = tar.TypeReg, int64(len(s.content)), s.mode
+	}
+	if err := p.w.WriteHeader(h); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	_, err := p.w.Write(s.content)
+	return err
+}
+
+// time is a file's, as it goes into the archive.
+func (p *packer) time(st *unix.Stat_t) time.Time {
+	at := time.Unix(st.Mtim.Sec, 0)
+	if !p.latest.IsZero() && at.After(p.latest) {
+		return p.latest
+	}
+	return at
+}
+
 // header describes a file; nil: it is left out.
 func (p *packer) header(path string, st *unix.Stat_t) (*tar.Header, error) {
 	name, err := filepath.Rel(p.tree, path)
@@ -79,11 +119,7 @@ func (p *packer) header(path string, st *unix.Stat_t) (*tar.Header, error) {
 	if name != "." {
 		name = "./" + name
 	}
-	at := time.Unix(st.Mtim.Sec, 0)
-	if !p.latest.IsZero() && at.After(p.latest) {
-		at = p.latest
-	}
-	h := &tar.Header{Name: name, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid), ModTime: at, Format: tar.FormatPAX}
+	h := &tar.Header{Name: name, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid), ModTime: p.time(st), Format: tar.FormatPAX}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		h.Typeflag, h.Name = tar.TypeDir, name+"/"

@@ -13,7 +13,6 @@ import (
 	"hash"
 	"io"
 	"os"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -73,7 +72,7 @@ func (l *Library) Serve(ctx context.Context, digest string, kind storage.Kind, f
 	out := bufio.NewWriterSize(chunks, 256<<10)
 	switch head.Form {
 	case formTar:
-		err = packTree(ctx, path, time.Time{}, out, nil)
+		err = packTree(ctx, path, out, packing{})
 	case formRaw:
 		err = packDisk(path, out)
 	default:

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"polder/api"
 )
@@ -99,7 +98,7 @@ func TestUnpackMakesWhatWasPacked(t *testing.T) {
 func pack(t testing.TB, tree string) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	if err := packTree(t.Context(), tree, time.Time{}, &b, nil); err != nil {
+	if err := packTree(t.Context(), tree, &b, packing{}); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()

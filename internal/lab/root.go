@@ -33,7 +33,7 @@ const unfinished = ".new"
 // rootPackages are in every host's root: what `polder serve` runs, what its tests need, and what people expect.
 var rootPackages = []string{
 	"attr", "acl", "bash-completion", "btrfs-progs", "busybox-static", "ca-certificates", "crun", "criu", "curl",
-	"debian-archive-keyring", "dnsmasq-base", "dosfstools", "e2fsprogs", "fdisk", "gpg", "gpgv", "grub-common",
+	"debian-archive-keyring", "dnsmasq-base", "dosfstools", "e2fsprogs", "fdisk", "fuse2fs", "gpg", "gpgv", "grub-common",
 	"grub-efi-amd64-bin", "grub-pc-bin", "iperf3", "iproute2", "iptables", "iputils-ping", "kmod", "less", "mmdebstrap", "mtools", "nftables",
 	"openssh-client", "ovmf", "procps", "psmisc", "qemu-system-x86", "qemu-utils", "seabios", "squashfs-tools",
 	"squashfs-tools-ng", "systemd", "tcpdump", "udev", "uidmap", "util-linux", "wireguard-tools", "xz-utils", "zstd",

@@ -23,6 +23,7 @@ type Backend interface {
 	Snapshots(ctx context.Context, name string) ([]api.Snapshot, error) // oldest first
 	CreateSnapshot(ctx context.Context, name string, req api.SnapshotRequest) (api.Operation, error)
 	RestoreSnapshot(ctx context.Context, name, snapshot string) (api.Operation, error)
+	Publish(ctx context.Context, name string, req api.PublishRequest) (api.Operation, error)
 	DeleteSnapshot(ctx context.Context, name, snapshot string) (api.Operation, error)
 	Move(ctx context.Context, name string, req api.MoveRequest) (api.Operation, error)
 	// PlanMove says what Move would do; that it is not possible is no error.

@@ -19,6 +19,11 @@ type takeInput struct {
 	Body *api.SnapshotRequest
 }
 
+type publishInput struct {
+	Name string `path:"name" doc:"name of the VE"`
+	Body api.PublishRequest
+}
+
 func (s *Server) routeSnapshots() {
 	const all, one = "/ves/{name}/snapshots", "/ves/{name}/snapshots/{snapshot}"
 	huma.Register(s.api, s.operation(http.MethodGet, all, "list-snapshots", tagVE, "List a VE's snapshots, oldest first"),
@@ -26,6 +31,11 @@ func (s *Server) routeSnapshots() {
 			snapshots, err := s.backend.Snapshots(ctx, in.Name)
 			return answer(list(snapshots), err)
 		})
+	publish := s.starts(http.MethodPost, "/ves/{name}/publish", "publish-ve", tagVE, "Make an image of a stopped VE, or of a snapshot")
+	publish.Description = "The operation's result is an Image."
+	huma.Register(s.api, publish, func(ctx context.Context, in *publishInput) (*started, error) {
+		return start(s.backend.Publish(ctx, in.Name, in.Body))
+	})
 	take := s.starts(http.MethodPost, all, "create-snapshot", tagVE, "Take a snapshot of a VE")
 	take.Description = "The operation's result is a Snapshot."
 	huma.Register(s.api, take, func(ctx context.Context, in *takeInput) (*started, error) {

@@ -56,6 +56,24 @@ func (b *Backend) add(kind, alias string, content []byte, p api.Provenance) api.
 	})
 }
 
+// Publish implements server.Backend.
+func (b *Backend) Publish(_ context.Context, name string, req api.PublishRequest) (api.Operation, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	ve, err := b.ve(name)
+	switch _, taken := b.find(req.Alias); {
+	case err != nil:
+		return api.Operation{}, err
+	case req.Snapshot == "" && ve.State != api.Stopped:
+		return api.Operation{}, api.Errorf(api.Precondition, "publish ve %q: it is %s", name, ve.State)
+	case req.Snapshot != "" && b.snapshotAt(name, req.Snapshot) < 0:
+		return api.Operation{}, api.Errorf(api.NotFound, "ve %q has no snapshot %q", name, req.Snapshot)
+	case taken && !req.Replace:
+		return api.Operation{}, api.Errorf(api.Exists, "alias %q is taken", req.Alias)
+	}
+	return b.add("image.publish", req.Alias, []byte(name+req.Snapshot), api.Provenance{Method: "publish", Source: "ve " + name}), nil
+}
+
 // BuildImage implements server.Backend.
 func (b *Backend) BuildImage(_ context.Context, req api.ImageBuildRequest) (api.Operation, error) {
 	if !strings.HasPrefix(req.Source, "debian/") {
