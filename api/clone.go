@@ -7,7 +7,9 @@ type CloneRequest struct {
 	Name  string `json:"name" doc:"name of the new VE"`
 	Count int    `json:"count,omitempty" doc:"how many; more than one are named NAME-1, NAME-2, …; default 1"`
 	Live  bool   `json:"live,omitempty" doc:"fork it while it runs, memory and all; else it must be stopped"`
-	Start bool   `json:"start,omitempty" doc:"start the new ones; a fork runs anyway"`
+	// Snapshot makes them begin as the VE was then, whatever it does now.
+	Snapshot string `json:"snapshot,omitempty" doc:"name of a snapshot; with live it is one with memory"`
+	Start    bool   `json:"start,omitempty" doc:"start the new ones; a fork runs anyway"`
 	// The rest is about the new ones only.
 	Ephemeral  bool              `json:"ephemeral,omitempty" doc:"deleted when they stop"`
 	TTLSeconds int64             `json:"ttl_seconds,omitempty" doc:"delete them by themselves after that time"`

@@ -240,6 +240,14 @@ func snapshotOfMemory(t *testing.T, name string, count func(string) int) {
 		}
 		return ""
 	})
+	deleteLater(t, name+"-then")
+	must(t, "clone", name, name+"-then", "--snapshot", "whole", "--live")
+	if got := must(t, "exec", name+"-then", "--", "cat", "/root/file", "/run/memory"); got != name+"\n"+name {
+		t.Errorf("a fork of the snapshot has %q", got)
+	}
+	count(name + "-then")
+	allDiffer(t, identities(t, name, name+"-then"))
+	must(t, "delete", name+"-then")
 	must(t, "snapshot", "restore", name, "whole")
 	if n := count(name); n > at+15 {
 		t.Errorf("it was restored to before %d, and counts %d", at, n)

@@ -65,6 +65,7 @@ func TestSnapshots(t *testing.T) {
 	if v := show[api.VE](t, "info", name); v.State != api.Stopped {
 		t.Errorf("a VE that was stopped is %s", v.State)
 	}
+	clonesOfSnapshot(t, name)
 	must(t, "start", name)
 	if got := read(); got != "two" {
 		t.Errorf("restored to two it has %q", got)
@@ -94,6 +95,20 @@ func TestSnapshots(t *testing.T) {
 	if left := must(t, "lab", "exec", host, "--", "sh", "-c", "ls /var/lib/polder/pools/default/volumes | grep -E 'snapshot|restore' || true"); left != "" {
 		t.Errorf("left behind: %s", left)
 	}
+}
+
+// clonesOfSnapshot makes a VE of one of a VE's snapshots: it is as the VE was then, and has an identity of its own.
+func clonesOfSnapshot(t *testing.T, name string) {
+	t.Helper()
+	refused(t, 3, "no snapshot", "clone", name, "past", "--snapshot", "nope")
+	refused(t, 4, "without memory", "clone", name, "past", "--snapshot", "branch", "--live")
+	deleteLater(t, "past")
+	must(t, "clone", name, "past", "--snapshot", "branch", "--start")
+	booted(t, "past", time.Minute)
+	if got := must(t, "exec", "past", "--", "cat", "/root/text"); got != "one" {
+		t.Errorf("a clone of branch has %q", got)
+	}
+	identities(t, "past")
 }
 
 // otherHost is one that a VE is not on.

@@ -24,11 +24,13 @@ func newCloneCommand(a *app) *cobra.Command {
 		Long: `Make VEs that begin as another one is. Their disks are copied on write: a clone takes what differs.
 
 A stopped VE is cloned as it is on its disk. --live forks a VE while it runs, memory and all: it stands still for a moment, and the
-forks go on from there, each with its own copy of the memory, made as it is written to.
+forks go on from there, each with its own copy of the memory, made as it is written to. --snapshot makes them begin as the VE was then,
+whatever it does now.
 
 Each new VE has an identity of its own before it is on the network: name, addresses, machine id, SSH host keys. With --count they
 are named NEW-1, NEW-2 and so on.`,
 		Example: `  polder clone web web2 --start
+  polder clone web old --snapshot before-upgrade
   polder clone db test --live --count 20 --ephemeral`,
 		Args:              args(2, 2),
 		ValidArgsFunction: a.completeFirst(a.veNames()),
@@ -52,12 +54,14 @@ are named NEW-1, NEW-2 and so on.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&req.Live, "live", false, "fork it while it runs, memory and all")
+	f.StringVar(&req.Snapshot, "snapshot", "", "as it was at this `SNAPSHOT`; with --live, one with memory")
 	f.IntVar(&req.Count, "count", 1, "how many (`N`)")
 	f.BoolVar(&req.Start, "start", false, "start the new ones; a fork runs anyway")
 	f.BoolVar(&req.Ephemeral, "ephemeral", false, "delete them when they stop")
 	f.Var(&ttl, "ttl", "delete them by themselves after this time, such as 2h")
 	f.StringArrayVar(&labels, "label", nil, "label `K=V` of the new ones, beside those that it has (may be repeated)")
 	w.flags(cmd)
+	must(cmd.RegisterFlagCompletionFunc("snapshot", a.snapshotsOfFirst))
 	return cmd
 }
 
@@ -85,7 +89,7 @@ func (a *app) clone(ctx context.Context, name string, req api.CloneRequest, wait
 			}
 			fmt.Fprintln(out)
 		}
-		if req.Live {
+		if req.Live && req.Snapshot == "" {
 			fmt.Fprintf(out, "%s stood still for %d ms\n", name, result.StoodMS)
 		}
 	})

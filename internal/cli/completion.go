@@ -96,6 +96,14 @@ func (a *app) snapshotNames(ve string) words {
 	}
 }
 
+// snapshotsOfFirst completes a snapshot of the VE that is the command's first argument.
+func (a *app) snapshotsOfFirst(cmd *cobra.Command, given []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	if len(given) == 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return a.complete(a.snapshotNames(given[0]))(cmd, given, prefix)
+}
+
 func (a *app) imageAliases(ctx context.Context, c *client.Client) ([]string, error) {
 	images, err := c.Images(ctx)
 	var names []string

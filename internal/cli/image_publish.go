@@ -38,11 +38,6 @@ journals. Everything else is in the image, also secrets that were put there.`,
 	f.StringVar(&req.Description, "description", "", "`TEXT` for people")
 	f.BoolVar(&req.Replace, "replace", false, "move the name here if another image has it")
 	w.flags(cmd)
-	must(cmd.RegisterFlagCompletionFunc("snapshot", func(cmd *cobra.Command, given []string, prefix string) ([]string, cobra.ShellCompDirective) {
-		if len(given) == 0 {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		return a.complete(a.snapshotNames(given[0]))(cmd, given, prefix)
-	}))
+	must(cmd.RegisterFlagCompletionFunc("snapshot", a.snapshotsOfFirst))
 	return cmd
 }

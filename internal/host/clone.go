@@ -23,6 +23,7 @@ type clone struct {
 	From   VE              `json:"from"`
 	New    []VE            `json:"new"`
 	Live   bool            `json:"live,omitempty"`
+	Of     *snapshot       `json:"of,omitempty"` // that they begin as
 	Start  bool            `json:"start,omitempty"`
 	At     time.Time       `json:"at,omitzero"` // when it was frozen
 	Result api.CloneResult `json:"result,omitzero"`
@@ -59,7 +60,17 @@ func (h *Host) planClone(ctx context.Context, name string, req api.CloneRequest)
 	if _, err := h.cluster.Reachable(ctx, v.Host); err != nil {
 		return clone{}, err
 	}
+	state := clone{From: v, Live: req.Live, Start: req.Start || req.Live}
 	switch {
+	case req.Snapshot != "":
+		s, err := h.snapshotOf(ctx, v, req.Snapshot)
+		if err != nil {
+			return clone{}, err
+		}
+		if req.Live && !s.Memory {
+			return clone{}, api.Errorf(api.Precondition, "snapshot %q is without memory: without --live its disk is cloned", s.Name)
+		}
+		state.Of = &s
 	case req.Live && v.State != api.Running:
 		return clone{}, api.Errorf(api.Precondition, "it is %s: only one that runs can be forked; without --live it is cloned as it is on its disk", v.State)
 	case !req.Live && v.State != api.Stopped && v.State != api.Failed:
@@ -70,7 +81,6 @@ func (h *Host) planClone(ctx context.Context, name string, req api.CloneRequest)
 			return clone{}, err
 		}
 	}
-	state := clone{From: v, Live: req.Live, Start: req.Start || req.Live}
 	now := time.Now().UTC()
 	expires, err := expiry(now, req.TTLSeconds)
 	if err != nil {
@@ -156,7 +166,7 @@ func (h *Host) unreserveClones(ctx context.Context, r *cloneRun) error {
 // frozenVolume is the id of the copy that was taken when the source stood still.
 func frozenVolume(r *cloneRun) string { return "frozen-" + r.ID }
 
-// freezeSource takes the running source's memory and volume at one moment.
+// freezeSource takes the running source's memory and volume at one moment, or those of a snapshot.
 func (h *Host) freezeSource(ctx context.Context, r *cloneRun) error {
 	if !r.State.Live {
 		return nil
@@ -164,6 +174,15 @@ func (h *Host) freezeSource(ctx context.Context, r *cloneRun) error {
 	v, forker, spec, err := h.forker(ctx, r)
 	if err != nil {
 		return err
+	}
+	if s := r.State.Of; s != nil {
+		r.State.At = time.Now()
+		frozen, err := forker.OpenFrozen(h.snapshotDir(*s))
+		if err != nil {
+			return err
+		}
+		h.frozen.Store(r.ID, frozen)
+		return nil
 	}
 	if v.State != api.Running {
 		return api.Errorf(api.Precondition, "ve %q is %s", v.Name, v.State)
@@ -190,6 +209,9 @@ func (h *Host) thawSource(ctx context.Context, r *cloneRun) error {
 		if err := frozen.(model.Frozen).Close(); err != nil {
 			return err
 		}
+	}
+	if r.State.Of != nil {
+		return nil
 	}
 	if err := h.pool.Delete(ctx, frozenVolume(r)); err != nil {
 		return err
@@ -218,7 +240,10 @@ func (h *Host) forker(ctx context.Context, r *cloneRun) (VE, model.Forker, model
 
 func (h *Host) copyVolumes(ctx context.Context, r *cloneRun) error {
 	from := r.State.From.ID
-	if r.State.Live {
+	switch s := r.State.Of; {
+	case s != nil:
+		from = s.volume()
+	case r.State.Live:
 		from = frozenVolume(r)
 	}
 	return h.eachClone(func(ctx context.Context, v VE) error {

@@ -19,7 +19,9 @@ func (b *Backend) Clone(_ context.Context, name string, req api.CloneRequest) (a
 	switch {
 	case err != nil:
 		return api.Operation{}, err
-	case req.Live != (ve.State == api.Running):
+	case req.Snapshot != "" && b.snapshotAt(name, req.Snapshot) < 0:
+		return api.Operation{}, api.Errorf(api.NotFound, "clone ve %q: ve %q has no snapshot %q", name, name, req.Snapshot)
+	case req.Snapshot == "" && req.Live != (ve.State == api.Running):
 		return api.Operation{}, api.Errorf(api.Precondition, "clone ve %q: it is %s", name, ve.State)
 	}
 	for _, name := range names {
