@@ -23,3 +23,24 @@ type SnapshotRequest struct {
 	Memory         bool   `json:"memory,omitempty" doc:"with its memory; it must run"`
 	ExpiresSeconds int64  `json:"expires_seconds,omitempty" doc:"delete it by itself after that time"`
 }
+
+// SnapshotSchedule has snapshots of a VE taken while it runs, and deleted, by themselves.
+type SnapshotSchedule struct {
+	EverySeconds int64 `json:"every_seconds" doc:"from one to the next; at least 60"`
+	KeepSeconds  int64 `json:"keep_seconds" doc:"how long each is kept; at most 1000 at a time"`
+	Memory       bool  `json:"memory,omitempty" doc:"with its memory"`
+}
+
+// Check says what is wrong with a schedule; errors are Invalid.
+func (s SnapshotSchedule) Check() error {
+	const least, most, longest = 60, 1000, 10 * 365 * 24 * 3600
+	switch {
+	case s.EverySeconds < least || s.EverySeconds > longest:
+		return Errorf(Invalid, "a snapshot every %d seconds: want at least %d", s.EverySeconds, least)
+	case s.KeepSeconds < 1 || s.KeepSeconds > longest:
+		return Errorf(Invalid, "snapshots kept for %d seconds: want a positive number", s.KeepSeconds)
+	case s.KeepSeconds/s.EverySeconds >= most:
+		return Errorf(Invalid, "%d snapshots at a time: want at most %d; take them less often, or keep them shorter", s.KeepSeconds/s.EverySeconds+1, most)
+	}
+	return nil
+}

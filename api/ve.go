@@ -73,6 +73,7 @@ type VE struct {
 	CreatedAt   time.Time         `json:"created_at"`
 	StartedAt   *time.Time        `json:"started_at,omitempty"`
 	ExpiresAt   *time.Time        `json:"expires_at,omitempty" doc:"when it is deleted by itself"`
+	Schedule    *SnapshotSchedule `json:"snapshot_schedule,omitempty" doc:"when snapshots of it are taken"`
 	PID         int               `json:"pid" doc:"first process of the VE in its host's pid namespace; 0 when not running"`
 	Restart     RestartPolicy     `json:"restart" enum:"never,on-failure,always"`
 	Restarts    int               `json:"restarts" doc:"how often the restart policy started it since the last start by hand"`

@@ -24,6 +24,18 @@ func (c *Client) CreateSnapshot(ctx context.Context, name string, req api.Snapsh
 	return c.act(ctx, name, "snapshots", req)
 }
 
+// ScheduleSnapshots has snapshots of a VE taken by themselves.
+func (c *Client) ScheduleSnapshots(ctx context.Context, name string, s api.SnapshotSchedule) (ve api.VE, err error) {
+	err = c.call(ctx, http.MethodPut, vePath(name)+"/snapshot-schedule", s, &ve)
+	return ve, err
+}
+
+// UnscheduleSnapshots ends that; those that there are stay.
+func (c *Client) UnscheduleSnapshots(ctx context.Context, name string) (ve api.VE, err error) {
+	err = c.call(ctx, http.MethodDelete, vePath(name)+"/snapshot-schedule", nil, &ve)
+	return ve, err
+}
+
 // RestoreSnapshot starts to make a VE what it was when a snapshot was taken.
 func (c *Client) RestoreSnapshot(ctx context.Context, name, snapshot string) (api.Operation, error) {
 	return c.act(ctx, name, "snapshots/"+url.PathEscape(snapshot)+"/restore", nil)

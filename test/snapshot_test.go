@@ -71,17 +71,23 @@ func TestSnapshots(t *testing.T) {
 		t.Errorf("restored to two it has %q", got)
 	}
 	must(t, "snapshot", "create", name, "brief", "--expires", "1s")
+	refused(t, 1, "can't be taken", "snapshot", "schedule", name, "--every", "1h", "--keep", "24h", "--memory")
+	must(t, "snapshot", "schedule", name, "--every", "1h", "--keep", "24h")
 	refused(t, 2, "whole seconds", "launch", "debian/13", "mayfly", "--ttl", "1ms")
 	launch(t, "debian/13", "mayfly", "--ttl", "1s")
 	eventually(t, 2*time.Minute, func() string {
 		if got := snapshots(t, name); strings.Contains(got, "brief") {
 			return "its time is over: " + got
+		} else if strings.Count(got, ">auto-") != 1 {
+			return "of those that are taken by themselves there is: " + got
 		}
 		if r := polder(t.Context(), "info", "mayfly"); r.code != 3 {
 			return "its time is over: " + r.out
 		}
 		return ""
 	})
+
+	must(t, "snapshot", "schedule", name, "--off")
 
 	// The daemon is killed in the middle of a restore: it is carried on, or taken back.
 	host := show[api.VE](t, "info", name).Host

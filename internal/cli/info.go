@@ -53,6 +53,9 @@ func writeVE(w io.Writer, ve api.VE) {
 	f.add("Disk", fmt.Sprintf("%s in pool %s", ve.DiskBytes, ve.Pool))
 	f.add("Restart", veRestart(ve))
 	f.add("Created", moment(ve.CreatedAt))
+	if ve.Schedule != nil {
+		f.add("Snapshots", scheduleText(ve.Schedule))
+	}
 	if ve.ExpiresAt != nil {
 		f.add("Deleted", moment(*ve.ExpiresAt)+", by itself")
 	}

@@ -21,7 +21,7 @@ func newSnapshotCommand(a *app) *cobra.Command {
 Of a running VE the disk is taken while its file systems are frozen by its guest agent (VMs), or its processes stand still (containers).
 Restoring makes the VE what it was then; what it has become since is lost. One with memory goes on where it was.`,
 	})
-	c.AddCommand(newSnapshotCreateCommand(a), newSnapshotListCommand(a),
+	c.AddCommand(newSnapshotCreateCommand(a), newSnapshotListCommand(a), newSnapshotScheduleCommand(a),
 		newSnapshotVerb(a, "restore", "Make a VE what it was when a snapshot was taken", (*client.Client).RestoreSnapshot),
 		newSnapshotVerb(a, "delete", "Delete a snapshot; those that came from it stay", (*client.Client).DeleteSnapshot))
 	return c

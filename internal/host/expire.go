@@ -8,7 +8,7 @@ import (
 	"polder/api"
 )
 
-// expireEvery is how often is looked for VEs and snapshots whose time is over.
+// expireEvery is how often is looked for VEs and snapshots whose time is over, or has come.
 const expireEvery = 15 * time.Second
 
 // expiry is when what lives for so long is over; nil: never.
@@ -24,13 +24,13 @@ func expiry(now time.Time, seconds int64) (*time.Time, error) {
 	return &at, nil
 }
 
-// expireNowAndThen deletes this host's VEs and snapshots whose time is over, until the host is closed.
+// expireNowAndThen deletes this host's VEs and snapshots whose time is over, and takes the snapshots that are due, until the host is closed.
 func (h *Host) expireNowAndThen() {
 	ticker := time.NewTicker(expireEvery)
 	defer ticker.Stop()
 	for {
 		if err := h.expire(h.ctx, time.Now()); err != nil && h.ctx.Err() == nil {
-			h.log.Warn("what has lived its time can't be deleted just now", "error", err)
+			h.log.Warn("what is due can't be deleted or taken just now", "error", err)
 		}
 		select {
 		case <-h.ctx.Done():
@@ -60,6 +60,8 @@ func (h *Host) expire(ctx context.Context, now time.Time) error {
 		mine[rec.Value.ID] = rec.Value.Name
 		if over(rec.Value.ExpiresAt) {
 			began(h.Delete(ctx, rec.Value.Name))
+		} else {
+			began(h.snapshotDue(ctx, rec.Value, now))
 		}
 	}
 	snapshots, err := h.snapshots.List(ctx)

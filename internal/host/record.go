@@ -35,6 +35,7 @@ type VE struct {
 	MovingTo    string            `json:"moving_to,omitempty"` // host that a move under way takes it to
 	MemoryAt    string            `json:"memory_at,omitempty"` // host that its memory still follows it from
 	Snapshot    string            `json:"snapshot,omitempty"`  // that it has come from
+	Schedule    *schedule         `json:"schedule,omitempty"`  // of snapshots
 	Image       string            `json:"image"`
 	ImageDigest string            `json:"image_digest"`
 	App         *api.ImageConfig  `json:"app,omitempty"`
@@ -77,11 +78,15 @@ func (v VE) shown() api.VE {
 	if labels == nil {
 		labels = map[string]string{}
 	}
+	var snapshots *api.SnapshotSchedule
+	if v.Schedule != nil {
+		snapshots = &v.Schedule.SnapshotSchedule
+	}
 	return api.VE{
 		Name: v.Name, ID: v.ID, Model: v.Model, State: v.State, Reason: v.Reason, Host: v.Host, MovingTo: v.MovingTo,
 		Image: v.Image, ImageDigest: v.ImageDigest, Addresses: v.addresses(),
 		CPUs: v.CPUs, MemoryBytes: v.Memory, DiskBytes: v.Disk, Labels: labels,
-		CreatedAt: v.CreatedAt, StartedAt: v.StartedAt, ExpiresAt: v.ExpiresAt, PID: v.PID,
+		CreatedAt: v.CreatedAt, StartedAt: v.StartedAt, ExpiresAt: v.ExpiresAt, Schedule: snapshots, PID: v.PID,
 		Restart: v.Restart, Restarts: v.Restarts, Ephemeral: v.Ephemeral, Firmware: v.Firmware, Accelerator: v.Accelerator,
 		Pool: defaultPool,
 	}

@@ -23,6 +23,8 @@ type Backend interface {
 	Snapshots(ctx context.Context, name string) ([]api.Snapshot, error) // oldest first
 	CreateSnapshot(ctx context.Context, name string, req api.SnapshotRequest) (api.Operation, error)
 	RestoreSnapshot(ctx context.Context, name, snapshot string) (api.Operation, error)
+	// ScheduleSnapshots ends a schedule with nil.
+	ScheduleSnapshots(ctx context.Context, name string, s *api.SnapshotSchedule) (api.VE, error)
 	Publish(ctx context.Context, name string, req api.PublishRequest) (api.Operation, error)
 	DeleteSnapshot(ctx context.Context, name, snapshot string) (api.Operation, error)
 	Move(ctx context.Context, name string, req api.MoveRequest) (api.Operation, error)

@@ -19,6 +19,11 @@ type takeInput struct {
 	Body *api.SnapshotRequest
 }
 
+type scheduleInput struct {
+	Name string `path:"name" doc:"name of the VE"`
+	Body api.SnapshotSchedule
+}
+
 type publishInput struct {
 	Name string `path:"name" doc:"name of the VE"`
 	Body api.PublishRequest
@@ -30,6 +35,15 @@ func (s *Server) routeSnapshots() {
 		func(ctx context.Context, in *veInput) (*out[[]api.Snapshot], error) {
 			snapshots, err := s.backend.Snapshots(ctx, in.Name)
 			return answer(list(snapshots), err)
+		})
+	const schedule = "/ves/{name}/snapshot-schedule"
+	huma.Register(s.api, s.operation(http.MethodPut, schedule, "schedule-snapshots", tagVE, "Have snapshots of a VE taken by themselves"),
+		func(ctx context.Context, in *scheduleInput) (*out[api.VE], error) {
+			return answer(s.backend.ScheduleSnapshots(ctx, in.Name, &in.Body))
+		})
+	huma.Register(s.api, s.operation(http.MethodDelete, schedule, "unschedule-snapshots", tagVE, "Take no more snapshots of a VE by themselves"),
+		func(ctx context.Context, in *veInput) (*out[api.VE], error) {
+			return answer(s.backend.ScheduleSnapshots(ctx, in.Name, nil))
 		})
 	publish := s.starts(http.MethodPost, "/ves/{name}/publish", "publish-ve", tagVE, "Make an image of a stopped VE, or of a snapshot")
 	publish.Description = "The operation's result is an Image."

@@ -78,3 +78,19 @@ func (b *Backend) onSnapshot(kind, name, snapshot string, do func(at int)) (api.
 func (b *Backend) snapshotAt(ve, name string) int {
 	return slices.IndexFunc(b.snapshots[ve], func(s api.Snapshot) bool { return s.Name == name })
 }
+
+// ScheduleSnapshots implements server.Backend.
+func (b *Backend) ScheduleSnapshots(_ context.Context, name string, s *api.SnapshotSchedule) (api.VE, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	ve, err := b.ve(name)
+	if err == nil && s != nil {
+		err = s.Check()
+	}
+	if err != nil {
+		return api.VE{}, err
+	}
+	ve.Schedule = s
+	b.ves[name] = ve
+	return ve, nil
+}
