@@ -3,12 +3,13 @@ package migrate
 import (
 	"encoding/binary"
 	"errors"
-	"golang.org/x/sys/unix"
 	"io"
 	"net"
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"polder/api"
 )

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -15,11 +16,21 @@ import (
 // pidsOf are the VE's processes, as the host numbers them, wherever in its control groups they are.
 func pidsOf(ve model.Spec) ([]int, error) {
 	var pids []int
-	err := filepath.WalkDir(string(cgroupOf(ve)), func(path string, entry fs.DirEntry, err error) error {
+	top := string(cgroupOf(ve))
+	err := filepath.WalkDir(top, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil && path != top && errors.Is(err, fs.ErrNotExist) {
+			return nil // the VE has removed it
+		}
 		if err != nil || !entry.IsDir() {
 			return err
 		}
 		content, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		switch {
+		case path != top && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV)):
+			return nil
+		case errors.Is(err, syscall.EOPNOTSUPP): // a group of threads: the one above has their processes
+			return nil
+		}
 		for _, word := range strings.Fields(string(content)) {
 			if pid, err := strconv.Atoi(word); err == nil && pid > 0 {
 				pids = append(pids, pid)
