@@ -93,7 +93,16 @@ func (h *Host) CreateSnapshot(ctx context.Context, name string, req api.Snapshot
 	}
 	now := time.Now().UTC()
 	s := snapshot{
-		ID: uuid.NewString(), VE: v.ID, Name: cmp.Or(req.Name, now.Format("s20060102-150405")), Parent: v.Snapshot, Memory: req.Memory, CreatedAt: now,
+		ID: uuid.NewString(), VE: v.ID, Name: req.Name, Parent: v.Snapshot, Memory: req.Memory, CreatedAt: now,
+	}
+	for n := 1; req.Name == ""; n++ {
+		s.Name = now.Format("s20060102-150405")
+		if n > 1 {
+			s.Name += fmt.Sprintf("-%d", n)
+		}
+		if _, err := h.snapshots.Get(ctx, s.key()); err != nil {
+			break // none has it, or the next who asks learns why not
+		}
 	}
 	s.ExpiresAt, err = expiry(now, req.ExpiresSeconds)
 	if err == nil {

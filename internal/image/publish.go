@@ -7,9 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -128,34 +128,27 @@ func mountDisk(ctx context.Context, v storage.Volume, work, root string) error {
 		}
 	}
 	system := filepath.Join(work, "system")
-	if err := cutOut(path, system); err != nil {
+	start, size, err := rootOf(path)
+	if err != nil {
+		return err
+	}
+	part := fmt.Sprintf("driver=raw,offset=%d,size=%d,file.driver=file,file.filename=%s", start, size, strings.ReplaceAll(path, ",", ",,"))
+	if _, err := qemuImg(ctx, "convert", "--image-opts", "-O", "raw", part, system); err != nil {
 		return full(err)
 	}
 	// What was written last may be in its journal only.
 	if _, err := command.Run(ctx, nil, "e2fsck", "-p", "-E", "journal_only", system); err != nil {
 		return err
 	}
-	_, err := command.Run(ctx, nil, "fuse2fs", "-o", "ro", system, root)
-	return err
-}
-
-// cutOut copies the root file system out of a disk.
-func cutOut(disk, system string) error {
-	start, size, err := rootOf(disk)
-	if err != nil {
+	if _, err := command.Run(ctx, nil, "fuse2fs", "-o", "ro", system, root); err != nil {
 		return err
 	}
-	in, err := os.Open(disk)
-	if err != nil {
-		return err
+	// It says by its exit status that it could when it could not.
+	var st unix.Statfs_t
+	if err := unix.Statfs(root, &st); err != nil || st.Type != unix.FUSE_SUPER_MAGIC {
+		return api.Errorf(api.Internal, "fuse2fs has not mounted it (%v)", err)
 	}
-	defer in.Close()
-	out, err := os.OpenFile(system, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = copySparse(out, io.NewSectionReader(in, start, size))
-	return errors.Join(err, out.Close())
+	return nil
 }
 
 // full gives an error its kind when there is no room.
